@@ -1,0 +1,255 @@
+"""The artefact on disk: a folder with the graph, its weights, and a manifest that says what they are."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx.external_data_helper import ExternalDataInfo
+
+from umv2_export.config import ModelConfig
+from umv2_export.dtypes import torch_dtype
+from umv2_export.errors import CheckFailed, InputRejected
+from umv2_export.files import file_sha256, inside, tokenizer_files
+from umv2_export.model.folded import TableLayout
+
+__all__ = ["MANIFEST_FILE", "MODEL_FILE", "WEIGHTS_FILE", "Bundle", "Manifest", "rows_file"]
+
+MANIFEST_FILE = "manifest.json"
+MODEL_FILE = "model.onnx"
+WEIGHTS_FILE = "weights.data"
+
+FORMAT = "umv2-bundle"
+FORMAT_VERSION = 1
+
+MAX_MANIFEST_BYTES = 16 * 2**20
+
+_ONNX_DTYPES = {
+    onnx.TensorProto.FLOAT: torch.float32,
+    onnx.TensorProto.FLOAT16: torch.float16,
+    onnx.TensorProto.BFLOAT16: torch.bfloat16,
+    onnx.TensorProto.INT32: torch.int32,
+}
+
+
+def rows_file(number: int, count: int) -> str:
+    """Name of the `number`-th (from 1) of `count` shard files."""
+    return f"rows-{number:05d}-of-{count:05d}.data"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle says of itself; field by field the content of manifest.json.
+
+    Attributes:
+        tool_version: of the tool that wrote it.
+        source: format, files and sha256 of the checkpoint.
+        config: the model, in the form of `ModelConfig.as_dict`.
+        query_layout: how the query projection was read.
+        dtype: of dense weights, keys and cache.
+        table_dtype: of the rows.
+        opset: version of the standard ops.
+        target: `any`, or `gpu` for a graph that stock ONNX Runtime on a CPU cannot run.
+        functions: `local` (custom ops with their bodies) or `inlined` (standard ops only).
+        tables: per_layer, rows, row_size, rows_per_shard, shards (of one table).
+        inputs, outputs: name, dtype and axes of each.
+        logits_columns: which size the last axis of the logits has, and its value.
+        parameters: total, dense, keys, rows, activated.
+        bytes: stored bytes by kind: dense, keys, map, rows.
+        files: name -> size and sha256, of every file but the manifest.
+    """
+
+    tool_version: str
+    source: Mapping[str, Any]
+    config: Mapping[str, Any]
+    query_layout: str
+    dtype: str
+    table_dtype: str
+    opset: int
+    target: str
+    functions: str
+    tables: Mapping[str, Any]
+    inputs: list[Mapping[str, Any]]
+    outputs: list[Mapping[str, Any]]
+    logits_columns: Mapping[str, Any]
+    parameters: Mapping[str, int]
+    bytes: Mapping[str, int]
+    files: Mapping[str, Mapping[str, Any]]
+
+    def write(self, folder: Path) -> None:
+        """Write manifest.json; the last file of a bundle."""
+        document = {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        (folder / MANIFEST_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+class Bundle:
+    """A bundle that was opened: manifest read, every file there in its size. Contents are hashed by `verify` only."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a bundle.
+
+        Raises:
+            InputRejected: it is no bundle, or a file is missing, cut, or leads out of the folder.
+        """
+        self.path = path
+        self.manifest = _read_manifest(path)
+        self.config = ModelConfig.from_dict(self.manifest.config, where=path / MANIFEST_FILE)
+        for name, facts in self.manifest.files.items():
+            size = inside(path, name).stat().st_size
+            if size != facts["size"]:
+                raise InputRejected(f"file {name!r} has {size} bytes, the manifest says {facts['size']}", where=path)
+        if MODEL_FILE not in self.manifest.files:
+            raise InputRejected(f"the manifest names no {MODEL_FILE}", where=path)
+
+    @property
+    def model_file(self) -> Path:
+        """The graph."""
+        return self.path / MODEL_FILE
+
+    @property
+    def tokenizer_file(self) -> Path | None:
+        """tokenizer.json, where the checkpoint had one."""
+        return next((file for file in tokenizer_files(self.path) if file.name == "tokenizer.json"), None)
+
+    @property
+    def layout(self) -> TableLayout:
+        """How the rows lie in files."""
+        tables = self.manifest.tables
+        return TableLayout(
+            per_layer=tables["per_layer"],
+            rows=tables["rows"],
+            row_size=tables["row_size"],
+            rows_per_shard=tables["rows_per_shard"],
+            dtype=torch_dtype(self.manifest.table_dtype),
+        )
+
+    def graph(self) -> onnx.ModelProto:
+        """The graph without its external data.
+
+        Raises:
+            InputRejected: not an ONNX file, or external data outside the bundle's files.
+        """
+        try:
+            model = onnx.load(self.model_file, load_external_data=False)
+        except Exception as error:  # protobuf's DecodeError lies in a module that differs between versions
+            raise InputRejected("not an ONNX file", where=self.model_file, why=str(error)) from error
+        for tensor in model.graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                self._external(tensor)
+        return model
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Every initializer that lies outside the graph file, mapped."""
+        mapped: dict[str, np.ndarray[Any, np.dtype[np.uint8]]] = {}
+        tensors = {}
+        for tensor in self.graph().graph.initializer:
+            if tensor.data_location != onnx.TensorProto.EXTERNAL:
+                continue
+            info = self._external(tensor)
+            if info.location not in mapped:
+                # Copy-on-write: torch warns of arrays that may not be written.
+                mapped[info.location] = np.memmap(inside(self.path, info.location), dtype=np.uint8, mode="c")
+            data = torch.from_numpy(mapped[info.location][info.offset : info.offset + info.length])
+            tensors[tensor.name] = data.view(_ONNX_DTYPES[tensor.data_type]).reshape(tuple(tensor.dims))
+        return tensors
+
+    def _external(self, tensor: onnx.TensorProto) -> ExternalDataInfo:
+        """Where the data of an initializer lies, checked against the files."""
+        info = ExternalDataInfo(tensor)
+        info.offset, info.length = info.offset or 0, info.length or 0
+        facts = self.manifest.files.get(info.location)
+        dtype = _ONNX_DTYPES.get(tensor.data_type)
+        if facts is None or dtype is None:
+            raise InputRejected(
+                f"initializer {tensor.name!r} lies in {info.location!r} as type {tensor.data_type}",
+                where=self.model_file,
+                why="that file is not in the manifest, or bundles hold no such type",
+            )
+        needed = math.prod(tensor.dims) * dtype.itemsize
+        if info.length != needed or info.offset < 0 or info.offset % dtype.itemsize or (
+            info.offset + needed > facts["size"]
+        ):
+            raise InputRejected(
+                f"initializer {tensor.name!r} needs {needed} bytes, and names {info.length} at {info.offset} of "
+                f"{info.location!r}, which has {facts['size']}",
+                where=self.model_file,
+            )
+        return info
+
+    def verify(self) -> None:
+        """Compare every file with its hash.
+
+        Raises:
+            CheckFailed: a file differs, or is not in the manifest.
+        """
+        for name, facts in self.manifest.files.items():
+            digest = file_sha256(inside(self.path, name))
+            if digest != facts["sha256"]:
+                raise CheckFailed(
+                    f"file {name!r} has sha256 {digest}, the manifest says {facts['sha256']}",
+                    where=self.path,
+                    fix="copy the bundle again, or export it again",
+                )
+        known = {MANIFEST_FILE, *self.manifest.files}
+        strangers = sorted(str(p.relative_to(self.path)) for p in self.path.rglob("*") if p.is_file())
+        for name in strangers:
+            if name not in known:
+                raise CheckFailed(f"file {name!r} is not in the manifest", where=self.path)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST_FILE
+    if not path.is_dir() or not file.is_file():
+        raise InputRejected(
+            f"no bundle: {MANIFEST_FILE} is missing", where=path, fix="pass a folder that `umv2-export onnx` wrote"
+        )
+    if file.stat().st_size > MAX_MANIFEST_BYTES:
+        raise InputRejected(f"the manifest is larger than {MAX_MANIFEST_BYTES} bytes", where=file)
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputRejected("not a JSON file", where=file, why=str(error)) from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise InputRejected(f"not the manifest of a bundle: its format is not {FORMAT!r}", where=file)
+    if document.get("format_version") != FORMAT_VERSION:
+        raise InputRejected(
+            f"format version {document.get('format_version')!r}, this tool reads {FORMAT_VERSION}",
+            where=file,
+            fix="export the checkpoint again with this version",
+        )
+    names = {field.name for field in dataclasses.fields(Manifest)}
+    missing = sorted(names - document.keys())
+    if missing:
+        raise InputRejected(f"field {missing[0]!r} is missing", where=file)
+    manifest = Manifest(**{name: document[name] for name in names})
+    _check_manifest(manifest, file)
+    return manifest
+
+
+def _check_manifest(manifest: Manifest, file: Path) -> None:
+    """Refuse types and values on which later code relies."""
+
+    def is_size(value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+    def require(holds: bool, field: str) -> None:
+        if not holds:
+            raise InputRejected(f"field {field!r} is malformed", where=file)
+
+    require(isinstance(manifest.config, dict), "config")
+    require(manifest.dtype in ("fp32", "fp16", "bf16"), "dtype")
+    require(manifest.table_dtype in ("fp32", "fp16", "bf16"), "table_dtype")
+    require(manifest.target in ("any", "gpu"), "target")
+    tables = manifest.tables
+    require(isinstance(tables, dict) and isinstance(tables.get("per_layer"), bool), "tables")
+    require(all(is_size(tables.get(name)) and tables[name] for name in ("rows", "row_size", "rows_per_shard")), "tables")
+    require(isinstance(manifest.files, dict), "files")
+    for facts in manifest.files.values():
+        require(isinstance(facts, dict) and is_size(facts.get("size")) and isinstance(facts.get("sha256"), str), "files")
+    require(isinstance(manifest.parameters, dict) and isinstance(manifest.bytes, dict), "parameters")

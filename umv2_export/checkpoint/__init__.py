@@ -1,0 +1,5 @@
+"""A directory on disk -> configuration + named tensors, mapped lazily."""
+
+from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, open_checkpoint
+
+__all__ = ["Checkpoint", "CheckpointTensor", "open_checkpoint"]

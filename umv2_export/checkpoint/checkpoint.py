@@ -1,0 +1,209 @@
+"""The one view of a checkpoint that the rest of the compiler sees, whatever its format on disk."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from umv2_export.config import ModelConfig, QueryLayout, tensor_shapes
+from umv2_export.errors import InputRejected, Unsupported
+
+__all__ = ["Checkpoint", "CheckpointTensor", "open_checkpoint"]
+
+WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# 64 MiB a piece: reading ahead works at full disk rate, and a few pieces in flight stay far below the 2 GB budget.
+PIECE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class CheckpointTensor:
+    """A tensor of a checkpoint, mapped from its file; nothing is read before it is asked for.
+
+    Attributes:
+        name: name in the checkpoint.
+        parts: the tensor, or its slices along dim 1 in rank order when every rank saved its own slice.
+        allow_non_finite: NaN and infinity pass.
+    """
+
+    name: str
+    parts: Sequence[torch.Tensor]
+    allow_non_finite: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole tensor."""
+        first = tuple(self.parts[0].shape)
+        if len(self.parts) == 1:
+            return first
+        return (first[0], sum(part.shape[1] for part in self.parts), *first[2:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type."""
+        return self.parts[0].dtype
+
+    def read(self) -> torch.Tensor:
+        """The whole tensor; mapped, not copied, when it lies in one file.
+
+        Raises:
+            InputRejected: it holds NaN or infinity.
+        """
+        self.check_finite(0, self.shape[0])
+        return self.joined()
+
+    def joined(self) -> torch.Tensor:
+        """The whole tensor without the check: mapped when it lies in one file, else a copy."""
+        return self.parts[0] if len(self.parts) == 1 else torch.cat(list(self.parts), dim=1)
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Copy the rows `index` (int64), without the check that `check_finite` makes."""
+        return torch.cat([part.index_select(0, index) for part in self.parts], dim=1)
+
+    def pieces(self) -> Iterator[torch.Tensor]:
+        """The tensor in consecutive slices of rows, checked, each of at most 64 MiB or one row.
+
+        Raises:
+            InputRejected: it holds NaN or infinity.
+        """
+        for start, stop in self._piece_bounds(0, self.shape[0]):
+            self.check_finite(start, stop)
+            slices = [part[start:stop] for part in self.parts]
+            yield slices[0] if len(slices) == 1 else torch.cat(slices, dim=1)
+
+    def check_finite(self, start: int, stop: int) -> None:
+        """Refuse NaN and infinity in rows start..stop, naming the first bad row. Reads the rows in file order.
+
+        Raises:
+            InputRejected: a value is not finite.
+        """
+        if self.allow_non_finite or not self.dtype.is_floating_point:
+            return
+        for first, last in self._piece_bounds(start, stop):
+            for part in self.parts:
+                piece = part[first:last]
+                # aminmax passes NaN on and allocates nothing, unlike isfinite.
+                if piece.numel() and not all(bool(torch.isfinite(bound)) for bound in torch.aminmax(piece)):
+                    row = int((~torch.isfinite(piece.reshape(len(piece), -1))).any(1).nonzero()[0])
+                    kind = "NaN" if bool(torch.isnan(piece[row]).any()) else "infinity"
+                    raise InputRejected(
+                        f"tensor {self.name!r} holds {kind} in row {first + row}",
+                        fix="train or export the checkpoint again; --allow-non-finite lets the values through",
+                    )
+
+    def _piece_bounds(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        row_bytes = max(1, self.parts[0][:1].numel() * self.dtype.itemsize * len(self.parts))
+        step = max(1, PIECE_BYTES // row_bytes)
+        for first in range(start, stop, step):
+            yield first, min(stop, first + step)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A validated checkpoint: every tensor that the configuration asks for is there, in its shape, and no other.
+
+    Attributes:
+        path: the folder.
+        format: `official` or `native`.
+        config: the model.
+        tensors: name -> tensor; the names are those of `tensor_shapes(config)`.
+        files: all files that hold configuration and weights, in reading order.
+        tokenizer_files: tokenizer files beside them.
+    """
+
+    path: Path
+    format: str
+    config: ModelConfig
+    tensors: Mapping[str, CheckpointTensor]
+    files: Sequence[Path]
+    tokenizer_files: Sequence[Path]
+
+    def read(self, name: str) -> torch.Tensor:
+        """Tensor `name`, mapped where possible."""
+        return self.tensors[name].read()
+
+    def with_query_layout(self, layout: QueryLayout) -> "Checkpoint":
+        """The same checkpoint, its query projection read in another layout."""
+        return replace(self, config=replace(self.config, memory=replace(self.config.memory, query_layout=layout)))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.stat().st_size for file in self.files)
+
+
+def open_checkpoint(path: Path, *, allow_non_finite: bool = False) -> Checkpoint:
+    """Open a checkpoint folder of either format.
+
+    Args:
+        path: folder with config.yaml and model.pt (or rank_*/model.pt), or with config.json and *.safetensors.
+        allow_non_finite: let NaN and infinity in weights through.
+
+    Raises:
+        InputRejected: something is missing, corrupt, unsafe or inconsistent.
+        Unsupported: a field or tensor that is not implemented.
+    """
+    from umv2_export.checkpoint import native, official  # noqa: PLC0415 - both build on this module
+
+    if not path.exists():
+        raise InputRejected("no such checkpoint folder", where=path)
+    if not path.is_dir():
+        raise InputRejected("a checkpoint is a folder, this is a file", where=path, fix=f"pass {path.parent}")
+    for reader in (official, native):
+        if (path / reader.CONFIG_FILE).exists():
+            return reader.read_checkpoint(path, allow_non_finite=allow_non_finite)
+    raise InputRejected(
+        "the folder holds no checkpoint",
+        where=path,
+        why=f"neither {official.CONFIG_FILE} (the authors' format) nor {native.CONFIG_FILE} (native) is there",
+    )
+
+
+def validate_tensors(config: ModelConfig, tensors: Mapping[str, CheckpointTensor], *, where: Path) -> None:
+    """Check names, shapes, dtypes and storage sizes of all tensors, and that permutations are permutations.
+
+    Raises:
+        InputRejected: a tensor is missing, or contradicts the configuration or its file.
+        Unsupported: a tensor or dtype that is not implemented.
+    """
+    expected = tensor_shapes(config)
+    missing = [name for name in expected if name not in tensors]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputRejected(f"tensor {missing[0]!r}{more} missing", where=where, why="the configuration asks for it")
+    for name in tensors:
+        if name not in expected:
+            raise Unsupported(
+                f"unknown tensor {name!r}", where=where, why="a tensor that is left out would change what is computed"
+            )
+    for name, shape in expected.items():
+        _validate_tensor(tensors[name], shape, where)
+    for name in expected:
+        if name.endswith("shuffle_index"):
+            _validate_permutation(tensors[name], where)
+
+
+def _validate_tensor(tensor: CheckpointTensor, shape: tuple[int, ...], where: Path) -> None:
+    if tensor.shape != shape:
+        raise InputRejected(
+            f"tensor {tensor.name!r} has shape {list(tensor.shape)}, the configuration says {list(shape)}", where=where
+        )
+    dtypes = (torch.int64,) if tensor.name.endswith("shuffle_index") else WEIGHT_DTYPES
+    if tensor.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise Unsupported(f"tensor {tensor.name!r} has dtype {tensor.dtype}", where=where, fix=f"supported: {names}")
+    for part in tensor.parts:
+        if not part.is_contiguous() or part.dtype != tensor.dtype:
+            raise InputRejected(
+                f"tensor {tensor.name!r} is not stored contiguously in one dtype",
+                where=where,
+                why="a view into a smaller storage could claim more bytes than the file holds",
+            )
+
+
+def _validate_permutation(tensor: CheckpointTensor, where: Path) -> None:
+    index = tensor.read()
+    n = index.numel()
+    if bool((index < 0).any()) or bool((index >= n).any()) or int(torch.bincount(index, minlength=n).max()) != 1:
+        raise InputRejected(f"tensor {tensor.name!r} is not a permutation of 0..{n - 1}", where=where)

@@ -1,0 +1,164 @@
+"""Our format: `config.json` beside `*.safetensors`, with an index where there are several files.
+
+Tensor names are those of `tensor_shapes`, the released state dict's.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, validate_tensors
+from umv2_export.config import ModelConfig
+from umv2_export.errors import InputRejected
+from umv2_export.files import HashedFile, inside, tensor_bytes, tokenizer_files
+
+__all__ = ["CONFIG_FILE", "TensorStream", "read_checkpoint", "write_checkpoint"]
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+FORMAT = "umv2-native"
+FORMAT_VERSION = 1
+
+MAX_CONFIG_BYTES = 16 * 2**20
+
+# As the hub's tools cut: a file holds whole tensors, at most this many bytes of them unless one tensor is larger.
+MAX_FILE_BYTES = 5 * 10**9
+
+_DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
+
+
+@dataclass(frozen=True)
+class TensorStream:
+    """A tensor to be written: its header entry, and its elements in pieces, in order.
+
+    Attributes:
+        name, shape, dtype: as in the file.
+        pieces: slices along dim 0, made when they are asked for.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    pieces: Iterable[torch.Tensor]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def read_checkpoint(path: Path, *, allow_non_finite: bool = False) -> Checkpoint:
+    """Open a checkpoint in our format.
+
+    Raises:
+        InputRejected: a file is missing, corrupt, unsafe or contradicts the configuration.
+        Unsupported: a field or tensor that is not implemented.
+    """
+    data = _read_json(path / CONFIG_FILE)
+    if data.get("format") != FORMAT or data.get("format_version") != FORMAT_VERSION:
+        raise InputRejected(
+            f"format is {data.get('format')!r} version {data.get('format_version')!r}, "
+            f"expected {FORMAT!r} version {FORMAT_VERSION}",
+            where=path / CONFIG_FILE,
+        )
+    model = data.get("model")
+    if not isinstance(model, dict):
+        raise InputRejected("section 'model' is missing", where=path / CONFIG_FILE)
+    config = ModelConfig.from_dict(model, where=path / CONFIG_FILE)
+    files = _weight_files(path)
+    tensors = {}
+    for file in files:
+        for name, tensor in _map_file(file):
+            if name in tensors:
+                raise InputRejected(f"tensor {name!r} stands in two files", where=file)
+            tensors[name] = CheckpointTensor(name, [tensor], allow_non_finite)
+    validate_tensors(config, tensors, where=path)
+    return Checkpoint(path, "native", config, tensors, [path / CONFIG_FILE, *files], tokenizer_files(path))
+
+
+def write_checkpoint(folder: Path, config: ModelConfig, tensors: Iterable[TensorStream]) -> None:
+    """Write a checkpoint into an empty folder, one piece of a tensor in memory at a time."""
+    document = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": config.as_dict()}
+    (folder / CONFIG_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    groups: list[list[TensorStream]] = [[]]
+    for tensor in tensors:
+        if groups[-1] and sum(other.size for other in groups[-1]) + tensor.size > MAX_FILE_BYTES:
+            groups.append([])
+        groups[-1].append(tensor)
+    if len(groups) == 1:
+        _write_file(folder / WEIGHTS_FILE, groups[0])
+        return
+    weight_map = {}
+    for number, group in enumerate(groups, start=1):
+        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        _write_file(folder / name, group)
+        weight_map |= {tensor.name: name for tensor in group}
+    total = sum(tensor.size for group in groups for tensor in group)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_file(file: Path, tensors: list[TensorStream]) -> None:
+    """A safetensors file: header length (u64), header (JSON, padded to 8 bytes), elements.
+
+    The library's own writer wants every tensor in memory at once, 4.9 GB for the smallest published model.
+    """
+    header: dict[str, Any] = {}
+    offset = 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.size],
+        }
+        offset += tensor.size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with HashedFile(file) as out:
+        out.write(len(text).to_bytes(8, "little"))
+        out.write(text)
+        for tensor in tensors:
+            start = out.size
+            for piece in tensor.pieces:
+                out.write(tensor_bytes(piece))
+            if out.size - start != tensor.size:
+                raise AssertionError(f"{tensor.name}: {out.size - start} bytes written, {tensor.size} announced")
+
+
+def _weight_files(path: Path) -> list[Path]:
+    if not (path / INDEX_FILE).exists():
+        return [inside(path, WEIGHTS_FILE)]
+    weight_map = _read_json(path / INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise InputRejected("'weight_map' is missing or no mapping to file names", where=path / INDEX_FILE)
+    return [inside(path, name) for name in sorted(set(weight_map.values()))]
+
+
+def _map_file(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and mapped tensor; safetensors checks every offset against the file's size first."""
+    try:
+        with safe_open(file, framework="pt", device="cpu") as stream:
+            for name in stream.keys():  # noqa: SIM118 - safe_open is no mapping
+                yield name, stream.get_tensor(name)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputRejected("the file is truncated or corrupt", where=file, why=str(error)) from error
+
+
+def _read_json(file: Path) -> Mapping[str, Any]:
+    if not file.is_file():
+        raise InputRejected("file missing", where=file)
+    if file.stat().st_size > MAX_CONFIG_BYTES:
+        raise InputRejected(f"the file is larger than {MAX_CONFIG_BYTES} bytes", where=file)
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputRejected("not a JSON file", where=file, why=str(error)) from error
+    if not isinstance(data, dict):
+        raise InputRejected("expected a JSON object", where=file)
+    return data

@@ -1,0 +1,429 @@
+"""Model configurations: plain data, validated on construction, and the sizes that follow from them."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from umv2_export.errors import InputRejected, Unsupported
+
+__all__ = [
+    "BUFFERS",
+    "INT32_MAX",
+    "TABLES",
+    "MemoryConfig",
+    "ModelConfig",
+    "ParameterCounts",
+    "QueryLayout",
+    "count_parameters",
+    "tensor_shapes",
+]
+
+MemoryKind = Literal["ultramem_v2", "ultramem_v1"]
+QueryLayout = Literal["released", "per_rank"]
+Activation = Literal["none", "gelu"]
+
+INT32_MAX = 2**31 - 1
+
+# Last parts of tensor names: buffers are no parameters, tables hold the rows.
+BUFFERS = ("tucker_core_u", "tucker_core_v", "shuffle_index")
+TABLES = ("values_for_look_up", "pre_values_for_look_up")
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """The memory layers of a model. Symbols in brackets are those of the UltraMemV2 paper and the released code.
+
+    Attributes:
+        kind: `ultramem_v2` (one pool for all layers) or `ultramem_v1` (a table per layer, no pre-values).
+        keys_per_side: nominal number of row keys, and of column keys, per layer [n0, mem_knum].
+        key_dim: size of one key [Dk].
+        value_dim: size of one value [Dv].
+        pre_value_dim: size of one pre-value, 0 without pre-values [Dp].
+        heads: retrieval heads [H].
+        topk: rows that a head activates per token [m, mem_knn].
+        row_topk: row keys, and column keys, that survive stage 1; the released code uses `topk`.
+        placements: (read, add) per memory layer: it reads the normed input of block `read`, and its output is added
+            after block `add`.
+        share_ratio: part of the pool that one layer addresses [rho].
+        key_expansion: keys per side are `key_expansion` times the visible side; several virtual addresses share a row.
+        value_groups: 1, or key_expansion**2: hits are summed per virtual block and concatenated [G].
+        query_per_rank: the query projection holds a query for each Tucker rank.
+        query_layout: which part of the projection serves which side and rank; see `query_chunks`.
+        activation: applied to the pre-score.
+        tucker_rank: rank of the score decomposition [r].
+        tucker_cores: number of Tucker cores, hence of scores per hit [c].
+    """
+
+    kind: MemoryKind
+    keys_per_side: int
+    key_dim: int
+    value_dim: int
+    pre_value_dim: int
+    heads: int
+    topk: int
+    row_topk: int
+    placements: tuple[tuple[int, int], ...]
+    share_ratio: float = 1.0
+    key_expansion: int = 1
+    value_groups: int = 1
+    query_per_rank: bool = True
+    query_layout: QueryLayout = "per_rank"
+    activation: Activation = "none"
+    tucker_rank: int = 2
+    tucker_cores: int = 2
+
+    def __post_init__(self) -> None:
+        for field in (
+            "keys_per_side",
+            "key_dim",
+            "value_dim",
+            "heads",
+            "topk",
+            "row_topk",
+            "key_expansion",
+            "tucker_rank",
+            "tucker_cores",
+        ):
+            _require_positive("memory." + field, getattr(self, field))
+        _require_choice("memory.kind", self.kind, get_args(MemoryKind))
+        _require_choice("memory.query_layout", self.query_layout, get_args(QueryLayout))
+        _require_choice("memory.activation", self.activation, get_args(Activation))
+        if self.pre_value_dim < 0:
+            raise InputRejected(f"memory.pre_value_dim must be 0 or more, got {self.pre_value_dim}")
+        if not 0.0 < self.share_ratio <= 1.0:
+            raise InputRejected(f"memory.share_ratio must be above 0 and at most 1, got {self.share_ratio}")
+        if self.value_groups not in (1, self.key_expansion**2):
+            raise Unsupported(
+                f"memory.value_groups is {self.value_groups} with key_expansion {self.key_expansion}",
+                why=f"hits are grouped by virtual block, so there is 1 group or key_expansion**2 = "
+                f"{self.key_expansion**2}",
+            )
+        if self.value_dim % self.tucker_cores:
+            raise InputRejected(
+                f"memory.value_dim {self.value_dim} is not a multiple of tucker_cores {self.tucker_cores}",
+                why="each core scores its own contiguous part of a value",
+            )
+        if self.kind == "ultramem_v1" and self.pre_value_dim:
+            raise Unsupported(f"memory.pre_value_dim is {self.pre_value_dim}: UltraMem V1 has no pre-values")
+        if self.activation != "none" and not self.pre_value_dim:
+            raise Unsupported(f"memory.activation {self.activation!r} without pre-values: there is no pre-score")
+        if self.row_topk > self.stored_side:
+            raise InputRejected(f"memory.row_topk {self.row_topk} exceeds the {self.stored_side} keys of a side")
+        if self.topk > self.row_topk**2:
+            raise InputRejected(f"memory.topk {self.topk} exceeds row_topk**2 = {self.row_topk**2} candidates")
+        self.query_chunks()
+        if self.pool_rows > INT32_MAX:
+            raise Unsupported(
+                f"a table of {self.pool_rows} rows", why=f"row addresses are stored in int32, which ends at {INT32_MAX}"
+            )
+
+    @property
+    def layers(self) -> int:
+        """Number of memory layers [M]."""
+        return len(self.placements)
+
+    @property
+    def layer_rows(self) -> int:
+        """Nominal rows of one layer [n0**2]."""
+        return self.keys_per_side**2
+
+    @property
+    def pool_rows(self) -> int:
+        """Rows in the table that a layer indexes: the shared pool in V2 [N_all], the layer's own table in V1."""
+        return self.layer_rows * (1 if self.kind == "ultramem_v1" else self.layers)
+
+    @property
+    def visible_side(self) -> int:
+        """Side of the square of rows that one layer addresses [n1]."""
+        if self.kind == "ultramem_v1":
+            return self.keys_per_side
+        # Float power, then truncation: the released code's own rounding decides which rows are reachable.
+        return int((self.pool_rows * self.share_ratio) ** 0.5)
+
+    @property
+    def visible_rows(self) -> int:
+        """Rows that one layer addresses [N_l]."""
+        return self.visible_side**2
+
+    @property
+    def stored_side(self) -> int:
+        """Keys per side that are stored [n]."""
+        return self.key_expansion * self.visible_side
+
+    @property
+    def hits(self) -> int:
+        """Rows that one token activates in one layer [K = H * m]."""
+        return self.heads * self.topk
+
+    @property
+    def queries_per_side(self) -> int:
+        """Queries per group in the projection [qtr]."""
+        return self.tucker_rank if self.query_per_rank else 1
+
+    def offset(self, layer: int) -> int:
+        """First row of the window of memory layer `layer` in the table that it indexes."""
+        return 0 if self.kind == "ultramem_v1" else layer * self.layer_rows
+
+    @property
+    def owns_its_rows(self) -> bool:
+        """No other layer reads a layer's rows, and each virtual address is one row: rows can be permuted at export."""
+        return self.key_expansion == 1 and self.visible_rows <= self.layer_rows
+
+    def query_chunks(self) -> tuple[list[list[int]], list[list[int]]]:
+        """Which part of the query projection scores which keys.
+
+        The projection yields 2 * queries_per_side chunks of `key_dim` columns.
+
+        Returns:
+            (row, column): chunk[h][i] is the query of head h and Tucker rank i.
+
+        Raises:
+            Unsupported: the released layout has no chunk for this rank or number of heads.
+        """
+        heads, ranks = range(self.heads), range(self.tucker_rank)
+        if not self.query_per_rank:
+            return [[0 for _ in ranks] for _ in heads], [[1 for _ in ranks] for _ in heads]
+        if self.query_layout == "per_rank":
+            return [list(ranks) for _ in heads], [[self.tucker_rank + i for i in ranks] for _ in heads]
+        if self.tucker_rank != 2 or self.heads > 4:
+            raise Unsupported(
+                f"query layout 'released' with Tucker rank {self.tucker_rank} and {self.heads} heads",
+                why="the released code takes query group head // 2 of two groups, and rank 2",
+                fix="if the model was trained with a query per Tucker rank, pass --query-layout per-rank",
+            )
+        return [[2 * (h // 2) for _ in ranks] for h in heads], [[2 * (h // 2) + 1 for _ in ranks] for h in heads]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder whose blocks hold attention, a dense SwiGLU FFN and, at some blocks, a memory layer.
+
+    Attributes:
+        hidden_size: [d].
+        num_layers: blocks [L].
+        num_heads: attention heads of size hidden_size / num_heads.
+        ffn_size: inner size of the SwiGLU FFN [I].
+        vocab_size: tokens that may be generated.
+        embedding_size: rows of the embedding and columns of the logits, padded: >= vocab_size.
+        tie_embeddings: the head is the embedding.
+        max_sequence_length: length that the model was trained for; the graph itself has no limit.
+        memory: the memory layers.
+    """
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    ffn_size: int
+    vocab_size: int
+    embedding_size: int
+    tie_embeddings: bool
+    max_sequence_length: int
+    memory: MemoryConfig
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in (
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "ffn_size",
+            "vocab_size",
+            "embedding_size",
+            "max_sequence_length",
+        ):
+            _require_positive(field, getattr(self, field))
+        if self.hidden_size % self.num_heads or self.head_size % 2:
+            raise InputRejected(
+                f"hidden_size {self.hidden_size} does not divide into {self.num_heads} heads of even size",
+                why="rotary embeddings rotate pairs of channels",
+            )
+        if self.embedding_size < self.vocab_size:
+            raise InputRejected(f"embedding_size {self.embedding_size} is smaller than vocab_size {self.vocab_size}")
+        if not self.memory.placements:
+            raise InputRejected("the model has no memory layer")
+        for read, add in self.memory.placements:
+            if not 0 <= read <= add < self.num_layers:
+                raise InputRejected(
+                    f"a memory layer reads at block {read} and is added after block {add}",
+                    why=f"it must hold 0 <= read <= add < {self.num_layers}",
+                )
+
+    @property
+    def head_size(self) -> int:
+        """Size of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `from_dict` reads it back."""
+        data = dataclasses.asdict(self)
+        data["memory"]["placements"] = [list(pair) for pair in self.memory.placements]
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, where: object = None) -> "ModelConfig":
+        """Read what `as_dict` wrote, from an untrusted file.
+
+        Raises:
+            InputRejected: a field is missing, of the wrong type or out of range.
+            Unsupported: a field is unknown.
+        """
+        memory = data.get("memory")
+        if not isinstance(memory, Mapping):
+            raise InputRejected("field 'memory' is missing or not a mapping", where=where)
+        placements = memory.get("placements")
+        pairs = placements if isinstance(placements, list) else []
+        if not pairs or not all(isinstance(p, list) and len(p) == 2 and all(_is_int(i) for i in p) for p in pairs):
+            raise InputRejected("field 'memory.placements' must be a list of [read block, add block]", where=where)
+        memory = {**memory, "placements": tuple((int(read), int(add)) for read, add in pairs)}
+        try:
+            memory_config = MemoryConfig(**_checked_fields(MemoryConfig, memory, "memory.", where))
+            return cls(**_checked_fields(cls, {**data, "memory": memory_config}, "", where))
+        except (InputRejected, Unsupported) as error:
+            error.where = error.where or (None if where is None else str(where))
+            raise
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _checked_fields(cls: type, data: Mapping[str, Any], prefix: str, where: object) -> dict[str, Any]:
+    """The keyword arguments of dataclass `cls` in `data`, names and scalar types checked."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name in data:
+        if name not in fields:
+            raise Unsupported(f"unknown field '{prefix}{name}'", where=where)
+    checks = {
+        "int": _is_int,
+        "bool": lambda v: isinstance(v, bool),
+        "float": lambda v: _is_int(v) or _is_real(v),
+        "int | None": lambda v: v is None or _is_int(v),
+    }
+    values = {}
+    for name, field in fields.items():
+        if name not in data:
+            if field.default is dataclasses.MISSING:
+                raise InputRejected(f"field '{prefix}{name}' is missing", where=where)
+            continue
+        kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+        if kind in checks and not checks[kind](data[name]):
+            raise InputRejected(f"field '{prefix}{name}' must be {kind}, got {data[name]!r}", where=where)
+        values[name] = data[name]
+    return values
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def _require_positive(name: str, value: int) -> None:
+    if not 1 <= value <= INT32_MAX:
+        raise InputRejected(f"{name} must be from 1 to {INT32_MAX}, got {value}")
+
+
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise Unsupported(f"{name} is {value!r}", fix="supported values: " + ", ".join(choices))
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Numbers of parameters; buffers (permutations, singular vectors) are not counted.
+
+    Attributes:
+        dense: embeddings, attention, FFN, projections, norms, cores.
+        keys: product keys of all layers.
+        rows: values and pre-values of all tables.
+        activated: what one token uses: all keys, H*topk rows a memory layer, all dense parameters but an untied input
+            embedding, of which it reads one row.
+    """
+
+    dense: int
+    keys: int
+    rows: int
+    activated: int
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return self.dense + self.keys + self.rows
+
+    def as_dict(self) -> dict[str, int]:
+        """The counts under the names of the manifest."""
+        return {"total": self.total, **dataclasses.asdict(self)}
+
+
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of a checkpoint, in the order of the forward pass.
+
+    The names are those of the released state dict: our native format, the reference model and the exported graph use
+    them too.
+    """
+    d, inner = config.hidden_size, config.ffn_size
+    shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (config.embedding_size, d)}
+    for i in range(config.num_layers):
+        block = f"transformer.blocks.{i}."
+        shapes |= {
+            block + "attn_norm.weight": (d,),
+            block + "att_proj.weight": (3 * d, d),
+            block + "q_norm.weight": (config.head_size,),
+            block + "k_norm.weight": (config.head_size,),
+            block + "attn_out.weight": (d, d),
+            block + "ff_norm.weight": (d,),
+            block + "ff_proj.weight": (2 * inner, d),
+            block + "ff_out.weight": (d, inner),
+        }
+    for j in range(config.memory.layers):
+        shapes |= {f"transformer.mem_blocks.{j}.{k}": shape for k, shape in _memory_layer_shapes(config).items()}
+    if config.memory.kind == "ultramem_v2":
+        pool = "transformer.full_memory_layer."
+        shapes[pool + "values_for_look_up"] = (config.memory.pool_rows, config.memory.value_dim)
+        if config.memory.pre_value_dim:
+            shapes[pool + "pre_values_for_look_up"] = (config.memory.pool_rows, config.memory.pre_value_dim)
+    shapes["transformer.ln_f.weight"] = (d,)
+    if not config.tie_embeddings:
+        shapes["transformer.ff_out.weight"] = (config.embedding_size, d)
+    return shapes
+
+
+def _memory_layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    d, m = config.hidden_size, config.memory
+    shapes: dict[str, tuple[int, ...]] = {
+        "query_proj.weight": (2 * m.queries_per_side * m.key_dim, d),
+        "query_norm.weight": (m.key_dim,),
+        "keys": (m.heads, 2, m.stored_side, m.key_dim, m.tucker_rank),
+        "keys_norm.weight": (m.key_dim,),
+        **{f"tucker_core.{k}": (m.heads, m.tucker_rank, m.tucker_rank) for k in range(m.tucker_cores)},
+        "tucker_core_u": (1, m.heads, 1, m.tucker_rank),
+        "tucker_core_v": (1, m.heads, 1, m.tucker_rank),
+        "shuffle_index": (m.stored_side**2,),
+    }
+    if m.pre_value_dim:
+        shapes["pre_values_proj.weight"] = (m.pre_value_dim, d)
+    if m.kind == "ultramem_v1":
+        shapes["values_for_look_up"] = (m.pool_rows, m.value_dim)
+    shapes["values_proj.weight"] = (d, m.value_dim * m.value_groups)
+    return shapes
+
+
+def count_parameters(config: ModelConfig) -> ParameterCounts:
+    """Count the parameters of a model of this configuration."""
+    dense = keys = rows = 0
+    for name, shape in tensor_shapes(config).items():
+        leaf = name.rpartition(".")[2]
+        if leaf in TABLES:
+            rows += math.prod(shape)
+        elif leaf == "keys":
+            keys += math.prod(shape)
+        elif leaf not in BUFFERS:
+            dense += math.prod(shape)
+    memory = config.memory
+    row_size = memory.pre_value_dim + memory.value_dim
+    unused_embedding = 0 if config.tie_embeddings else (config.embedding_size - 1) * config.hidden_size
+    activated = dense - unused_embedding + keys + memory.layers * memory.hits * row_size
+    return ParameterCounts(dense=dense, keys=keys, rows=rows, activated=activated)

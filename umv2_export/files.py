@@ -1,0 +1,233 @@
+"""Writing folders so that a killed run leaves the old one or nothing, and reading names that are not trusted."""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+
+import torch
+
+from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest
+
+__all__ = [
+    "TOKENIZER_FILES",
+    "HashedFile",
+    "atomic_directory",
+    "check_target",
+    "file_sha256",
+    "inside",
+    "require_free_space",
+    "tensor_bytes",
+    "tokenizer_files",
+]
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file `name` of `folder`, where `name` was read from a file.
+
+    Raises:
+        InputRejected: it is missing, or the name leads out of the folder.
+    """
+    parts = PurePosixPath(name).parts
+    if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\0" in name or "\\" in name:
+        raise InputRejected(f"file name {name!r} leads out of its folder", where=folder)
+    if not (folder / name).is_file():
+        raise InputRejected(f"file {name!r} is missing", where=folder)
+    return folder / name
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The tokenizer files of a checkpoint or bundle, where it has any."""
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The elements of a CPU tensor as bytes, little-endian, without a copy when it is contiguous."""
+    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def file_sha256(file: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with file.open("rb", buffering=0) as stream:
+        while piece := stream.read(8 * 2**20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+class HashedFile:
+    """A new file that is hashed while it is written, and on disk when it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self._digest = hashlib.sha256()
+        self._stream = path.open("xb", buffering=0)
+
+    def __enter__(self) -> "HashedFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            os.fsync(self._stream.fileno())
+        self._stream.close()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
+        view = memoryview(data)
+        self._digest.update(view)
+        self.size += len(view)
+        while len(view):
+            view = view[self._stream.write(view) :]
+
+    def align(self, alignment: int) -> int:
+        """Pad with zeros to a multiple of `alignment` bytes; returns the offset reached."""
+        self.write(bytes(-self.size % alignment))
+        return self.size
+
+    @property
+    def sha256(self) -> str:
+        """Digest of all bytes written so far."""
+        return self._digest.hexdigest()
+
+
+def check_target(target: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None:
+    """Refuse a target folder that holds something, or whose replacement would destroy more than an old result.
+
+    Args:
+        target: the folder to be written.
+        force: replace what is there.
+        inputs: folders that the command reads.
+
+    Raises:
+        InvalidRequest: the target may not be written.
+    """
+    if target.exists() and not target.is_dir():
+        raise InvalidRequest("the output exists and is a file", where=target, fix="name another folder")
+    if not target.exists() or not any(target.iterdir()):
+        return
+    if not force:
+        raise InvalidRequest("the output folder is not empty", where=target, fix="name another, or pass --force")
+    resolved = target.resolve()
+    for kept in (Path.home(), Path.cwd(), *inputs):
+        if kept.resolve().is_relative_to(resolved):
+            raise InvalidRequest(
+                f"--force would delete {kept}", where=target, why="the output folder is replaced as a whole"
+            )
+
+
+def require_free_space(target: Path, size: int) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises:
+        EnvironmentUnfit: fewer than `size` bytes are free where `target` will be.
+    """
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise EnvironmentUnfit(
+            f"the disk has {free / 1e9:.3f} GB free, the output needs {size / 1e9:.3f} GB",
+            where=folder,
+            fix="free some space, or choose another disk; an output that is replaced stays until the new one is whole",
+        )
+
+
+@contextlib.contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """A temporary sibling of `target` to write into; it takes the name `target` when the block ends without error.
+
+    Killed at any moment, the old folder or nothing stands under the name. A sibling that an earlier, killed run left
+    is removed; one that a live run holds is an error.
+
+    Raises:
+        EnvironmentUnfit: the disk is full or may not be written, or another run writes the same target.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = _locked_empty_directory(partial, target)
+        try:
+            yield partial
+            _sync_directory(partial)
+            _exchange(partial, target)
+            _sync_directory(target.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            os.close(lock)
+    except OSError as error:
+        if error.errno in _FULL_DISK:
+            raise EnvironmentUnfit(
+                "the disk is full", where=target.parent, why=str(error), fix="nothing was written; free some space"
+            ) from error
+        if error.errno in _NO_ACCESS:
+            raise EnvironmentUnfit("the output may not be written", where=target, why=str(error)) from error
+        raise
+
+
+def _locked_empty_directory(partial: Path, target: Path) -> int:
+    """Create `partial`, or take it over from a dead run; the lock lives as long as the returned descriptor."""
+    partial.mkdir(exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its owner may have renamed it away between mkdir and flock.
+        current = os.stat(partial)
+        if (current.st_dev, current.st_ino) != (os.fstat(lock).st_dev, os.fstat(lock).st_ino):
+            raise BlockingIOError
+    except (BlockingIOError, FileNotFoundError):
+        os.close(lock)
+        raise EnvironmentUnfit("another run is writing this output", where=target, fix="wait for it to end") from None
+    for entry in partial.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    return lock
+
+
+def _exchange(partial: Path, target: Path) -> None:
+    if not target.exists():
+        partial.rename(target)
+        return
+    if _rename_exchange(partial, target):
+        return
+    # Not every file system can exchange: a kill between the two renames then leaves nothing under the name.
+    aside = target.with_name(f".{target.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    target.rename(aside)
+    partial.rename(target)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _rename_exchange(first: Path, second: Path) -> bool:
+    """Swap two names in one step; false where the kernel or the file system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    paths = (_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second))
+    if libc.renameat2(*paths, _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(second))
+
+
+def _sync_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

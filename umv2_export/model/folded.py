@@ -1,0 +1,228 @@
+"""The model after the export's folds: constant keys, interleaved rows in shards, one address map or none.
+
+The algebra is exact; `umv2_export.onnx.fold` computes the parameters. This is the model that is traced, and the one that
+is rebuilt from a bundle.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from umv2_export.config import INT32_MAX, MemoryConfig, ModelConfig
+from umv2_export.errors import InvalidRequest
+from umv2_export.model.memory import MemoryLayer
+from umv2_export.model.norm import rms_normalize
+from umv2_export.model.transformer import LanguageModel
+from umv2_export.ops import memory_lookup
+
+__all__ = ["FoldedMemoryLayer", "KeyMatrix", "TableLayout", "folded_model", "key_matrices", "used_chunks"]
+
+
+@dataclass(frozen=True)
+class TableLayout:
+    """How the rows of a model lie in files.
+
+    Attributes:
+        per_layer: each memory layer has a table of its own; otherwise all share the pool.
+        rows: rows of one table.
+        row_size: elements of a row, pre-value and value.
+        rows_per_shard: rows of every shard but the last.
+        dtype: of the rows.
+    """
+
+    per_layer: bool
+    rows: int
+    row_size: int
+    rows_per_shard: int
+    dtype: torch.dtype
+
+    @property
+    def shards(self) -> int:
+        """Shards of one table."""
+        return -(-self.rows // self.rows_per_shard)
+
+    def shard_rows(self, shard: int) -> range:
+        """Rows of a table that lie in shard `shard`."""
+        return range(shard * self.rows_per_shard, min(self.rows, (shard + 1) * self.rows_per_shard))
+
+    @classmethod
+    def of(cls, memory: MemoryConfig, dtype: torch.dtype, shard_bytes: int) -> "TableLayout":
+        """The layout with the fewest shards of at most `shard_bytes` bytes, of equal size but the last.
+
+        Raises:
+            InvalidRequest: not even one row fits into a shard.
+        """
+        row_size = memory.pre_value_dim + memory.value_dim
+        row_bytes = row_size * dtype.itemsize
+        # TensorRT refuses tensors of 2^31 elements or more.
+        most = min(shard_bytes // row_bytes, INT32_MAX // row_size)
+        if most < 1:
+            raise InvalidRequest(
+                f"a shard of {shard_bytes} bytes holds no row: one row has {row_bytes} bytes",
+                fix="raise --shard-size; the default is 2GB",
+            )
+        per_layer = memory.owns_its_rows or memory.kind == "ultramem_v1"
+        rows = memory.visible_rows if memory.owns_its_rows else memory.pool_rows
+        shards = -(-rows // most)
+        return cls(per_layer, rows, row_size, -(-rows // shards), dtype)
+
+
+class KeyMatrix(NamedTuple):
+    """One score GEMM of a side: the heads and ranks whose keys are scored by the same query.
+
+    Attributes:
+        chunk: position of the query among the used chunks of the projection.
+        heads, ranks: ranges of heads and Tucker ranks.
+    """
+
+    chunk: int
+    heads: range
+    ranks: range
+
+
+def used_chunks(memory: MemoryConfig) -> list[int]:
+    """The chunks of the query projection that any score needs; the released layout leaves half of them dead."""
+    return sorted({chunk for side in memory.query_chunks() for head in side for chunk in head})
+
+
+def key_matrices(memory: MemoryConfig) -> tuple[list[KeyMatrix], list[KeyMatrix]]:
+    """The fewest score GEMMs, of row keys and of column keys; consecutive ones are joined along heads or ranks."""
+    position = {chunk: i for i, chunk in enumerate(used_chunks(memory))}
+    all_heads, all_ranks = range(memory.heads), range(memory.tucker_rank)
+    sides = []
+    for chunks in memory.query_chunks():
+        if all(len(set(head)) == 1 for head in chunks):
+            firsts = [h for h in all_heads if h == 0 or chunks[h] != chunks[h - 1]]
+            ends = [*firsts[1:], memory.heads]
+            sides.append([
+                KeyMatrix(position[chunks[first][0]], range(first, end), all_ranks)
+                for first, end in zip(firsts, ends, strict=True)
+            ])
+        else:
+            sides.append([KeyMatrix(position[chunks[0][i]], all_heads, range(i, i + 1)) for i in all_ranks])
+    return sides[0], sides[1]
+
+
+class FoldedPool(nn.Module):
+    """The shards that all layers name, when they share their rows."""
+
+    def __init__(self, layout: TableLayout) -> None:
+        super().__init__()
+        if not layout.per_layer:
+            self.rows = _shards(layout)
+
+
+class FoldedMemoryLayer(MemoryLayer):
+    """One memory layer in the form that runtimes execute: GEMMs and the two custom ops."""
+
+    def __init__(self, config: ModelConfig, index: int, *, layout: TableLayout) -> None:
+        super().__init__(config)
+        d, m = config.hidden_size, config.memory
+        self.layout = layout
+        chunks = used_chunks(m)
+        query_proj = nn.Linear(d, len(chunks) * m.key_dim, bias=False)
+        # The checkpoint's name stands for the checkpoint's tensor, and only for it.
+        self.query_name = "query_proj" if len(chunks) == 2 * m.queries_per_side else "used_query_proj"
+        self.add_module(self.query_name, query_proj)
+        self.row_matrices, self.col_matrices = key_matrices(m)
+        self.row_keys = nn.ParameterList(self._key_matrix(matrix) for matrix in self.row_matrices)
+        self.col_keys = nn.ParameterList(self._key_matrix(matrix) for matrix in self.col_matrices)
+        self.tucker_u = nn.Parameter(torch.zeros(m.heads, m.tucker_rank, dtype=torch.float32))
+        self.tucker_v = nn.Parameter(torch.zeros(m.heads, m.tucker_rank, dtype=torch.float32))
+        cores_shape = (m.tucker_cores, m.heads, m.tucker_rank, m.tucker_rank)
+        self.tucker_cores = nn.Parameter(torch.zeros(cores_shape, dtype=torch.float32))
+        self.pre_values_proj = nn.Linear(d, m.pre_value_dim, bias=False) if m.pre_value_dim else None
+        self.values_proj = nn.Linear(m.value_dim * m.value_groups, d, bias=False)
+        if not m.owns_its_rows:
+            self.register_buffer("address_map", torch.zeros(m.stored_side**2, dtype=torch.int32))
+            if m.value_groups > 1:
+                self.register_buffer("group_map", torch.zeros(m.stored_side**2, dtype=torch.int32))
+        if layout.per_layer:
+            self.rows = _shards(layout)
+
+    def _key_matrix(self, matrix: KeyMatrix) -> torch.Tensor:
+        columns = len(matrix.heads) * self.memory.stored_side * len(matrix.ranks)
+        return torch.zeros(self.memory.key_dim, columns)
+
+    def key_scores(self, hidden_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """GEMMs of the normalised queries with the folded keys, which hold both norms' weights."""
+        queries_TX = getattr(self, self.query_name)(hidden_TD)
+        query_TXK = rms_normalize(queries_TX.unflatten(1, (-1, self.memory.key_dim)), self.config.norm_eps)
+        return (
+            self._side_scores(query_TXK, self.row_matrices, self.row_keys),
+            self._side_scores(query_TXK, self.col_matrices, self.col_keys),
+        )
+
+    def _side_scores(
+        self, query_TXK: torch.Tensor, matrices: list[KeyMatrix], keys: nn.ParameterList
+    ) -> torch.Tensor:
+        parts = [
+            (query_TXK[:, matrix.chunk] @ key).unflatten(
+                1, (len(matrix.heads), self.memory.stored_side, len(matrix.ranks))
+            )
+            for matrix, key in zip(matrices, keys, strict=True)
+        ]
+        by_rank = len(matrices[0].ranks) < self.memory.tucker_rank
+        scores_THNR = parts[0] if len(parts) == 1 else torch.cat(parts, dim=3 if by_rank else 1)
+        return scores_THNR.float()
+
+    def tucker(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Always fp32: they are a few numbers, and decide which rows win."""
+        return self.tucker_u, self.tucker_v, self.tucker_cores
+
+    def lookup(
+        self, hidden_TD: torch.Tensor, pool: nn.Module, addresses_TK: torch.Tensor, scores_TKC: torch.Tensor
+    ) -> torch.Tensor:
+        """umv2::MemoryLookup at physical rows."""
+        m = self.memory
+        indices_TK, group_TK = addresses_TK, None
+        if not m.owns_its_rows:
+            indices_TK = self._mapped(self.address_map, addresses_TK)
+            if m.value_groups > 1:
+                group_TK = self._mapped(self.group_map, addresses_TK)
+        query_TP = None if self.pre_values_proj is None else self.pre_values_proj(hidden_TD).float()
+        return memory_lookup(
+            indices_TK,
+            scores_TKC,
+            group_TK,
+            query_TP,
+            None,
+            list(self.rows if self.layout.per_layer else pool.rows),
+            m.pre_value_dim,
+            m.activation,
+            self.layout.rows_per_shard,
+            m.value_groups,
+        )
+
+    @staticmethod
+    def _mapped(table_X: torch.Tensor, addresses_TK: torch.Tensor) -> torch.Tensor:
+        """table[addresses] as int64; index_select, unlike indexing, becomes one Gather."""
+        return table_X.index_select(0, addresses_TK.flatten()).reshape(addresses_TK.shape).to(torch.int64)
+
+    def project(self, output_TX: torch.Tensor) -> torch.Tensor:
+        """The output projection."""
+        projected: torch.Tensor = self.values_proj(output_TX)
+        return projected
+
+
+def folded_model(config: ModelConfig, layout: TableLayout, dtype: torch.dtype) -> LanguageModel:
+    """The folded model with zero weights, dense ones in `dtype`. Build it under a fake or meta device."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        model = LanguageModel(config, partial(FoldedMemoryLayer, layout=layout), FoldedPool(layout))
+    finally:
+        torch.set_default_dtype(default)
+    return model.eval().requires_grad_(False)
+
+
+def _shards(layout: TableLayout) -> nn.ParameterList:
+    return nn.ParameterList(
+        nn.Parameter(
+            torch.zeros(len(layout.shard_rows(s)), layout.row_size, dtype=layout.dtype), requires_grad=False
+        )
+        for s in range(layout.shards)
+    )

@@ -1,0 +1,220 @@
+"""The decoder: attention, SwiGLU and memory layers, for prefill and decode in one forward.
+
+Shape suffixes: see `umv2_export.ops`; in attention H is attention heads, D the size of one, T past + S.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from umv2_export.checkpoint import Checkpoint
+from umv2_export.config import TABLES, ModelConfig
+from umv2_export.model.memory import MemoryLayer, MemoryPool, ReferenceMemoryLayer, Routing
+from umv2_export.model.norm import RMSNorm
+
+__all__ = ["KeyValue", "LanguageModel", "ModelOutput", "empty_past", "reference_model"]
+
+KeyValue = tuple[torch.Tensor, torch.Tensor]
+
+
+class ModelOutput(NamedTuple):
+    """Result of one forward.
+
+    Attributes:
+        logits: [B, S, embedding_size].
+        present: per block, rotated keys and values [B, H, past + S, head_size].
+        hidden: the input of every block, and last the output of the final norm; [B, S, hidden_size] each.
+        routing: per memory layer, what it retrieved and from which scores.
+    """
+
+    logits: torch.Tensor
+    present: list[KeyValue]
+    hidden: list[torch.Tensor]
+    routing: list[Routing]
+
+
+class LanguageModel(nn.Module):
+    """A language model with memory layers; parameter names are those of the released state dict."""
+
+    def __init__(self, config: ModelConfig, memory_layer: Callable[[ModelConfig, int], MemoryLayer], pool: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config, memory_layer, pool)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        past: Sequence[KeyValue],
+        forced_addresses: Sequence[torch.Tensor] | None = None,
+    ) -> ModelOutput:
+        """Run prefill (past of length 0) or decode.
+
+        Args:
+            input_ids: int64 [B, S].
+            attention_mask: int64 [B, past + S]; 0 marks padding, on the left.
+            past: per block, rotated keys and values [B, H, past, head_size].
+            forced_addresses: per memory layer, virtual addresses int64 [B*S, hits] to use instead of the top-k ones.
+        """
+        return self.transformer(input_ids, attention_mask, past, forced_addresses)  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """Blocks and memory layers, side by side as in the released state dict."""
+
+    def __init__(self, config: ModelConfig, memory_layer: Callable[[ModelConfig, int], MemoryLayer], pool: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        d = config.hidden_size
+        self.wte = nn.Embedding(config.embedding_size, d)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.mem_blocks = nn.ModuleList(memory_layer(config, j) for j in range(config.memory.layers))
+        self.full_memory_layer = pool
+        self.ln_f = RMSNorm(d, config.norm_eps)
+        self.ff_out = None if config.tie_embeddings else nn.Linear(d, config.embedding_size, bias=False)
+
+    def forward(
+        self,
+        input_ids_BS: torch.Tensor,
+        attention_mask_BT: torch.Tensor,
+        past: Sequence[KeyValue],
+        forced_addresses: Sequence[torch.Tensor] | None,
+    ) -> ModelOutput:
+        """See `LanguageModel.forward`."""
+        x_BSD = self.wte(input_ids_BS)
+        positions = Positions(attention_mask_BT, input_ids_BS.shape[1], self.config, x_BSD.dtype)
+        present, hidden = [], []
+        routing: dict[int, Routing] = {}
+        pending: dict[int, list[torch.Tensor]] = {}
+        for i, block in enumerate(self.blocks):
+            hidden.append(x_BSD)
+            after_attention_BSD, key_value = block.attention(x_BSD, positions, past[i])
+            present.append(key_value)
+            normed_BSD = block.ff_norm(after_attention_BSD)
+            x_BSD = after_attention_BSD + block.swiglu(normed_BSD)
+            for j, (read, add) in enumerate(self.config.memory.placements):
+                if read == i:
+                    forced = None if forced_addresses is None else forced_addresses[j]
+                    output_TD, layer_routing = self.mem_blocks[j](
+                        normed_BSD.flatten(0, 1), self.full_memory_layer, forced
+                    )
+                    pending.setdefault(add, []).append(output_TD.reshape(normed_BSD.shape))
+                    routing[j] = layer_routing
+            for output_BSD in pending.pop(i, []):
+                x_BSD = x_BSD + output_BSD
+        hidden.append(self.ln_f(x_BSD))
+        head_XD = self.wte.weight if self.ff_out is None else self.ff_out.weight
+        return ModelOutput(nn.functional.linear(hidden[-1], head_XD), present, hidden, [
+            routing[j] for j in range(len(routing))
+        ])
+
+
+class Block(nn.Module):
+    """Pre-norm attention and SwiGLU; the memory layer that reads the same normed input stands beside it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d, self.heads, self.head_size = config.hidden_size, config.num_heads, config.head_size
+        self.attn_norm = RMSNorm(d, config.norm_eps)
+        self.att_proj = nn.Linear(d, 3 * d, bias=False)
+        self.q_norm = RMSNorm(config.head_size, config.norm_eps)
+        self.k_norm = RMSNorm(config.head_size, config.norm_eps)
+        self.attn_out = nn.Linear(d, d, bias=False)
+        self.ff_norm = RMSNorm(d, config.norm_eps)
+        self.ff_proj = nn.Linear(d, 2 * config.ffn_size, bias=False)
+        self.ff_out = nn.Linear(config.ffn_size, d, bias=False)
+
+    def attention(
+        self, x_BSD: torch.Tensor, positions: "Positions", past: KeyValue
+    ) -> tuple[torch.Tensor, KeyValue]:
+        """The residual stream after attention, and the cache with the new positions."""
+        batch, sequence = x_BSD.shape[:2]
+        q, k, v_BHSD = (
+            part.reshape(batch, sequence, self.heads, self.head_size).transpose(1, 2)
+            for part in self.att_proj(self.attn_norm(x_BSD)).chunk(3, -1)
+        )
+        q_BHSD, k_BHSD = positions.rotate(self.q_norm(q)), positions.rotate(self.k_norm(k))
+        k_BHTD, v_BHTD = torch.cat([past[0], k_BHSD], 2), torch.cat([past[1], v_BHSD], 2)
+        # Written out: at opset 18 the decomposed scaled_dot_product_attention took 36 % more time a step.
+        scores_BHST = q_BHSD @ k_BHTD.transpose(2, 3) * self.head_size**-0.5 + positions.bias_B1ST
+        weights_BHST = torch.softmax(scores_BHST.float(), -1).to(v_BHTD.dtype)
+        out_BSD = (weights_BHST @ v_BHTD).transpose(1, 2).reshape(batch, sequence, -1)
+        return x_BSD + self.attn_out(out_BSD), (k_BHTD, v_BHTD)
+
+    def swiglu(self, normed_BSD: torch.Tensor) -> torch.Tensor:
+        """The first half of `ff_proj` is the linear part, the second the gate."""
+        linear, gate = self.ff_proj(normed_BSD).chunk(2, dim=-1)
+        output: torch.Tensor = self.ff_out(nn.functional.silu(gate) * linear)
+        return output
+
+
+class Positions:
+    """Rotary angles and the causal mask of one call, shared by all blocks.
+
+    Positions count the attended tokens, so left padding shifts nothing.
+    """
+
+    def __init__(
+        self, attention_mask_BT: torch.Tensor, sequence: int, config: ModelConfig, dtype: torch.dtype
+    ) -> None:
+        total = attention_mask_BT.shape[1]
+        position_BS = (attention_mask_BT.cumsum(1) - 1)[:, total - sequence :].clamp(min=0).float()
+        exponent = torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size
+        frequency = position_BS[:, :, None] * (1.0 / config.rope_theta**exponent)
+        angle_B1SD = torch.cat([frequency, frequency], -1)[:, None]
+        self._cos_B1SD, self._sin_B1SD = angle_B1SD.cos(), angle_B1SD.sin()
+        query_index = torch.arange(total - sequence, total)[:, None]
+        key_index = torch.arange(total)[None]
+        allowed_B1ST = (key_index <= query_index)[None, None] & (attention_mask_BT[:, None, None, :] > 0)
+        # Not -inf: a padded query position, which may attend nothing, must stay finite. Half of the lowest value:
+        # adding a score to it cannot overflow in fp16.
+        self.bias_B1ST = torch.where(allowed_B1ST, 0.0, torch.finfo(dtype).min / 2).to(dtype)
+
+    def rotate(self, x_BHSD: torch.Tensor) -> torch.Tensor:
+        """Apply rotary embeddings (rotate-half) in fp32."""
+        x = x_BHSD.float()
+        first, second = x.chunk(2, dim=-1)
+        turned = torch.cat([-second, first], -1)
+        return (x * self._cos_B1SD + turned * self._sin_B1SD).to(x_BHSD.dtype)
+
+
+def empty_past(config: ModelConfig, batch: int, dtype: torch.dtype = torch.float32) -> list[KeyValue]:
+    """A cache of length 0."""
+    shape = (batch, config.num_heads, 0, config.head_size)
+    return [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in range(config.num_layers)]
+
+
+def reference_model(
+    checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32, table_dtype: torch.dtype | None = None
+) -> LanguageModel:
+    """The literal model of a checkpoint. It computes in fp32; its tables stay mapped.
+
+    Args:
+        checkpoint: the model.
+        dtype: round dense weights and keys to it, as an export in that dtype stores them.
+        table_dtype: round rows to it; None keeps those of the checkpoint.
+
+    Raises:
+        InputRejected: a weight is NaN or infinite.
+    """
+    config = checkpoint.config
+    layer = partial(ReferenceMemoryLayer, key_dtype=dtype, table_dtype=table_dtype)
+    with torch.device("meta"):
+        model = LanguageModel(config, layer, MemoryPool(config))
+    state = {}
+    for name in model.state_dict():
+        leaf = name.rpartition(".")[2]
+        if leaf in TABLES:
+            # Unchecked: the check reads the whole table, and a NaN row that is hit shows in the output.
+            state[name] = checkpoint.tensors[name].joined()
+        elif "mem_blocks" in name and ("proj" not in name):
+            # Never stored by themselves: they are folded into the keys, or stay as they are.
+            tensor = checkpoint.read(name)
+            state[name] = tensor.float() if tensor.is_floating_point() else tensor
+        else:
+            state[name] = checkpoint.read(name).to(dtype).float()
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,244 @@
+"""A checkpoint becomes a bundle: trace, fold, write, check, and only then take the name of the output."""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from umv2_export import __version__
+from umv2_export.bundle import MODEL_FILE, WEIGHTS_FILE, Bundle, Manifest, rows_file
+from umv2_export.checkpoint import Checkpoint
+from umv2_export.config import TABLES, ModelConfig, count_parameters
+from umv2_export.dtypes import dtype_name, torch_dtype
+from umv2_export.errors import InputRejected, InvalidRequest, Unsupported
+from umv2_export.files import HashedFile, atomic_directory, file_sha256, require_free_space, tensor_bytes
+from umv2_export.model.folded import TableLayout
+from umv2_export.onnx.fold import FoldedTensor, fold_checkpoint
+from umv2_export.onnx.passes import attach_bodies, inline_bodies, make_reproducible, simplify
+from umv2_export.onnx.trace import input_names, lookup_signature, output_names, trace
+from umv2_export.progress import Tracker, silent
+
+__all__ = ["MAX_OPSET", "MIN_OPSET", "ExportOptions", "ExportPlan", "export_bundle", "plan_export"]
+
+# 18: ReduceSum and Split as the bodies write them. 24: the last that the exporter of the pinned torch writes.
+MIN_OPSET, MAX_OPSET = 18, 24
+
+DEFAULT_SHARD_BYTES = 2 * 10**9
+
+# Memory pages: what maps the file gets whole pages of one tensor.
+ALIGNMENT = 4096
+
+# Anonymous memory of imports and of the traced graph, measured on a 20-layer model; tables are mapped and written in
+# pieces, so only the largest dense tensor, copied once, comes on top.
+BASE_MEMORY = 800 * 10**6
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What the user chooses.
+
+    Attributes:
+        dtype: of dense weights, keys and cache: fp32, fp16, or bf16 (GPU only).
+        table_dtype: of rows: same (as the checkpoint), fp32, fp16 or bf16.
+        opset: version of the standard ops.
+        shard_bytes: most bytes of one table file.
+        inline_functions: write standard ops only.
+        target: any, or gpu to allow what stock ONNX Runtime on a CPU cannot run.
+    """
+
+    dtype: str = "fp32"
+    table_dtype: str = "same"
+    opset: int = MIN_OPSET
+    shard_bytes: int = DEFAULT_SHARD_BYTES
+    inline_functions: bool = False
+    target: str = "any"
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """An export that passed all checks but those that read the weights.
+
+    Attributes:
+        checkpoint, options: as given.
+        layout: of the tables.
+        tensors: all parameters of the folded model.
+    """
+
+    checkpoint: Checkpoint
+    options: ExportOptions
+    layout: TableLayout
+    tensors: list[FoldedTensor]
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of the bundle, the graph file (1 KB a node at most) and padding estimated."""
+        padding = ALIGNMENT * len(self.tensors)
+        graph = 2**20 + 10**5 * self.checkpoint.config.num_layers
+        return sum(tensor.size for tensor in self.tensors) + padding + graph
+
+    @property
+    def memory_bytes(self) -> int:
+        """Estimated peak of anonymous memory of an export without validation."""
+        return BASE_MEMORY + 3 * max(tensor.size for tensor in self.tensors if tensor.kind != "rows")
+
+
+def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
+    """Check the options against the checkpoint and lay the bundle out.
+
+    Raises:
+        InvalidRequest: opset or shard size out of range.
+        Unsupported: a dtype that the target cannot run, or that is not implemented.
+    """
+    if not MIN_OPSET <= options.opset <= MAX_OPSET:
+        raise InvalidRequest(f"opset {options.opset} is out of range: from {MIN_OPSET} to {MAX_OPSET}")
+    if options.shard_bytes < 1:
+        raise InvalidRequest(f"the shard size must be positive, got {options.shard_bytes}")
+    if options.table_dtype == "int8":
+        raise Unsupported(
+            "table dtype int8 is not exported yet", fix="--table-dtype fp16 or bf16 halve the tables of an fp32 model"
+        )
+    if options.dtype == "bf16" and options.target != "gpu":
+        raise Unsupported(
+            "stock ONNX Runtime on a CPU runs no bf16 arithmetic: it would refuse to load the model",
+            fix="--dtype fp16, or --dtype fp32 --table-dtype bf16; for GPU runtimes alone: --dtype bf16 --target gpu",
+        )
+    dtype = torch_dtype(options.dtype)
+    stored = next(t.dtype for name, t in checkpoint.tensors.items() if name.endswith(TABLES))
+    table_dtype = stored if options.table_dtype == "same" else torch_dtype(options.table_dtype)
+    layout = TableLayout.of(checkpoint.config.memory, table_dtype, options.shard_bytes)
+    return ExportPlan(checkpoint, options, layout, fold_checkpoint(checkpoint, layout, dtype))
+
+
+def export_bundle(
+    plan: ExportPlan,
+    target: Path,
+    *,
+    validate: Callable[[Bundle], None] | None = None,
+    track: Tracker = silent,
+) -> Bundle:
+    """Write the bundle of `plan` at `target`, replacing what is there only when all of it is written and checked.
+
+    Args:
+        plan: what to write.
+        target: the bundle's folder.
+        validate: called with the finished bundle under its temporary name; what it raises leaves no bundle.
+        track: progress.
+
+    Raises:
+        InputRejected: a weight is NaN, infinite or outside the range of its new dtype.
+        EnvironmentUnfit: the disk is full.
+    """
+    require_free_space(target, plan.disk_bytes)
+    options, config = plan.options, plan.checkpoint.config
+    model = trace(config, plan.layout, torch_dtype(options.dtype), opset=options.opset)
+    simplify(model)
+    with atomic_directory(target) as folder:
+        places = _write_weights(folder, plan.tensors, track)
+        hashes = {name: (out.size, out.sha256) for name, out in places.files.items()}
+        _refer(model, plan.tensors, places)
+        attach_bodies(model, lookup_signature(config, plan.layout), opset=options.opset)
+        if options.inline_functions:
+            inline_bodies(model)
+        make_reproducible(model)
+        ir.save(model, folder / MODEL_FILE)
+        hashes[MODEL_FILE] = ((folder / MODEL_FILE).stat().st_size, file_sha256(folder / MODEL_FILE))
+        for file in plan.checkpoint.tokenizer_files:
+            shutil.copyfile(file, folder / file.name)
+            hashes[file.name] = (file.stat().st_size, file_sha256(file))
+        _manifest(plan, model, hashes).write(folder)
+        onnx.checker.check_model(folder / MODEL_FILE, full_check=True)
+        if validate is not None:
+            validate(Bundle(folder))
+    return Bundle(target)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where tensors were written: file and offset by tensor name, and the closed files by name."""
+
+    tensors: dict[str, tuple[str, int]]
+    files: dict[str, HashedFile]
+
+
+def _write_weights(folder: Path, tensors: list[FoldedTensor], track: Tracker) -> _Places:
+    advance = track("writing weights", sum(tensor.size for tensor in tensors))
+    places = _Places({}, {})
+    dense = [tensor for tensor in tensors if tensor.kind != "rows"]
+    shards = [tensor for tensor in tensors if tensor.kind == "rows"]
+    groups = [(WEIGHTS_FILE, dense), *((rows_file(i + 1, len(shards)), [shard]) for i, shard in enumerate(shards))]
+    for name, members in groups:
+        with HashedFile(folder / name) as out:
+            for tensor in members:
+                places.tensors[tensor.name] = (name, out.align(ALIGNMENT))
+                for piece in tensor.pieces():
+                    out.write(tensor_bytes(piece))
+                    advance(piece.numel() * piece.element_size())
+        places.files[name] = out
+    return places
+
+
+def _refer(model: ir.Model, tensors: list[FoldedTensor], places: _Places) -> None:
+    """Point every initializer of the traced graph at its bytes."""
+    initializers = model.graph.initializers
+    names = {tensor.name for tensor in tensors}
+    traced = {name for name in initializers if name.startswith("transformer.")}
+    if traced != names:
+        raise AssertionError(f"graph and fold disagree on {sorted(traced ^ names)}")
+    for tensor in tensors:
+        value = initializers[tensor.name]
+        dtype, shape = value.dtype, value.shape
+        if dtype is None or shape is None or shape.numpy() != tensor.shape:
+            raise AssertionError(f"{tensor.name}: the graph has shape {shape}, the fold {tensor.shape}")
+        location, offset = places.tensors[tensor.name]
+        value.const_value = ir.ExternalTensor(location, offset, tensor.size, dtype, shape=shape, name=tensor.name)
+
+
+def _manifest(plan: ExportPlan, model: ir.Model, hashes: dict[str, tuple[int, str]]) -> Manifest:
+    config, options, layout = plan.checkpoint.config, plan.options, plan.layout
+    kinds: dict[str, int] = {"dense": 0, "keys": 0, "map": 0, "rows": 0}
+    for tensor in plan.tensors:
+        kinds[tensor.kind] += tensor.size
+    values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
+    return Manifest(
+        tool_version=__version__,
+        source=_source(plan.checkpoint),
+        config=config.as_dict(),
+        query_layout=config.memory.query_layout,
+        dtype=options.dtype,
+        table_dtype=dtype_name(layout.dtype),
+        opset=options.opset,
+        target=options.target,
+        functions="inlined" if options.inline_functions else "local",
+        tables={
+            "per_layer": layout.per_layer,
+            "rows": layout.rows,
+            "row_size": layout.row_size,
+            "rows_per_shard": layout.rows_per_shard,
+            "shards": layout.shards,
+        },
+        inputs=[_describe(values[name], config) for name in input_names(config)],
+        outputs=[_describe(values[name], config) for name in output_names(config)],
+        logits_columns={"size": config.embedding_size, "is": "embedding_size", "vocab_size": config.vocab_size},
+        parameters=count_parameters(config).as_dict(),
+        bytes=kinds,
+        files={name: {"size": size, "sha256": digest} for name, (size, digest) in sorted(hashes.items())},
+    )
+
+
+def _describe(value: ir.Value, config: ModelConfig) -> dict[str, object]:
+    if value.shape is None or value.dtype is None:
+        raise AssertionError(f"{value.name} has no shape or dtype after export to {config.num_layers} layers")
+    axes = [axis if isinstance(axis, int) else str(axis) for axis in value.shape.dims]
+    return {"name": value.name, "dtype": value.dtype.name.lower(), "axes": axes}
+
+
+def _source(checkpoint: Checkpoint) -> dict[str, object]:
+    """The checkpoint's format and hashes; no path, so that a bundle is the same wherever it was made."""
+    files = {str(file.relative_to(checkpoint.path)): file_sha256(file) for file in checkpoint.files}
+    listing = "".join(f"{digest}  {name}\n" for name, digest in files.items())
+    return {"format": checkpoint.format, "files": files, "sha256": hashlib.sha256(listing.encode()).hexdigest()}

@@ -1,0 +1,201 @@
+"""The constant folds of the export: from the tensors of a checkpoint to those of the folded model, piece by piece.
+
+Exact algebra (float rounding aside): the weights of query_norm and keys_norm go into the keys; shuffle, modulo and
+offset go into one map of virtual addresses, or, where a layer owns its rows, into their order.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+
+from umv2_export.checkpoint import Checkpoint
+from umv2_export.config import ModelConfig
+from umv2_export.errors import InputRejected
+from umv2_export.model.folded import KeyMatrix, TableLayout, key_matrices, used_chunks
+from umv2_export.model.norm import rms_normalize
+
+__all__ = ["FoldedTensor", "Kind", "fold_checkpoint"]
+
+Kind = Literal["dense", "keys", "map", "rows"]
+
+# Rows gathered at a time: 32 MiB, small against the 2 GB budget and large against the cost of a call.
+PIECE_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class FoldedTensor:
+    """A parameter of the folded model, computed when its pieces are asked for.
+
+    Attributes:
+        name: parameter name in the folded model, and initializer name in the graph.
+        shape, dtype: as stored.
+        kind: what its bytes count as.
+        pieces: makes its slices along dim 0, in order, in `dtype`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    kind: Kind
+    pieces: Callable[[], Iterator[torch.Tensor]]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def fold_checkpoint(checkpoint: Checkpoint, layout: TableLayout, dtype: torch.dtype) -> list[FoldedTensor]:
+    """All parameters of the folded model of a checkpoint, dense ones first, then the tables shard by shard.
+
+    Args:
+        checkpoint: the model.
+        layout: of its tables.
+        dtype: of dense weights and keys; Tucker cores and vectors stay fp32.
+    """
+    config = checkpoint.config
+    tensors = []
+    for name, tensor in checkpoint.tensors.items():
+        if not name.startswith(("transformer.mem_blocks.", "transformer.full_memory_layer.")):
+            tensors.append(_folded(name, tensor.shape, dtype, "dense", partial(checkpoint.read, name)))
+    for j in range(config.memory.layers):
+        tensors += _fold_layer(checkpoint, j, dtype)
+    tables: list[int | None] = list(range(config.memory.layers)) if layout.per_layer else [None]
+    for layer in tables:
+        prefix = "transformer.full_memory_layer" if layer is None else f"transformer.mem_blocks.{layer}"
+        for s in range(layout.shards):
+            rows = layout.shard_rows(s)
+            pieces = partial(_table_pieces, checkpoint, layout, layer, rows)
+            shape = (len(rows), layout.row_size)
+            tensors.append(FoldedTensor(f"{prefix}.rows.{s}", shape, layout.dtype, "rows", pieces))
+    return tensors
+
+
+def _folded(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, kind: Kind, compute: Callable[[], torch.Tensor]
+) -> FoldedTensor:
+    """A tensor that is computed as a whole."""
+
+    def pieces() -> Iterator[torch.Tensor]:
+        yield _cast(compute(), dtype, name)
+
+    return FoldedTensor(name, shape, dtype, kind, pieces)
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    """Convert, refusing finite values that become infinite.
+
+    Raises:
+        InputRejected: a value is outside the range of `dtype`.
+    """
+    if tensor.dtype == dtype:
+        return tensor
+    result = tensor.to(dtype)
+    if dtype == torch.float16 and bool((torch.isinf(result) & torch.isfinite(tensor)).any()):
+        largest = float(tensor[torch.isfinite(tensor)].abs().max())
+        raise InputRejected(
+            f"tensor {name!r} reaches {largest:.3g}, fp16 ends at 65504",
+            fix="export with fp32, or bf16 tables",
+        )
+    return result
+
+
+def _fold_layer(checkpoint: Checkpoint, j: int, dtype: torch.dtype) -> list[FoldedTensor]:
+    config, m = checkpoint.config, checkpoint.config.memory
+    prefix = f"transformer.mem_blocks.{j}."
+
+    def read(leaf: str) -> torch.Tensor:
+        return checkpoint.read(prefix + leaf)
+
+    def folded(
+        leaf: str, shape: tuple[int, ...], kind: Kind, compute: Callable[[], torch.Tensor], to: torch.dtype = dtype
+    ) -> FoldedTensor:
+        return _folded(prefix + leaf, shape, to, kind, compute)
+
+    d, chunks = config.hidden_size, used_chunks(m)
+    query_name = "query_proj" if len(chunks) == 2 * m.queries_per_side else "used_query_proj"
+
+    def queries() -> torch.Tensor:
+        return read("query_proj.weight").reshape(-1, m.key_dim, d)[chunks].reshape(-1, d)
+
+    tensors = [folded(f"{query_name}.weight", (len(chunks) * m.key_dim, d), "dense", queries)]
+    for side, matrices in enumerate(key_matrices(m)):
+        for i, matrix in enumerate(matrices):
+            shape = (m.key_dim, len(matrix.heads) * m.stored_side * len(matrix.ranks))
+            compute = partial(_key_matrix, checkpoint, j, side, matrix)
+            tensors.append(folded(f"{('row_keys', 'col_keys')[side]}.{i}", shape, "keys", compute))
+    fp32 = torch.float32
+    vectors, cores = (m.heads, m.tucker_rank), (m.tucker_cores, m.heads, m.tucker_rank, m.tucker_rank)
+    tensors += [
+        folded("tucker_u", vectors, "dense", lambda: read("tucker_core_u")[0, :, 0], fp32),
+        folded("tucker_v", vectors, "dense", lambda: read("tucker_core_v")[0, :, 0], fp32),
+        folded("tucker_cores", cores, "dense", lambda: torch.stack(
+            [read(f"tucker_core.{k}") for k in range(m.tucker_cores)]), fp32),
+    ]
+    if m.pre_value_dim:
+        tensors.append(folded("pre_values_proj.weight", (m.pre_value_dim, d), "dense",
+                              lambda: read("pre_values_proj.weight")))
+    tensors.append(folded("values_proj.weight", (d, m.value_dim * m.value_groups), "dense",
+                          lambda: read("values_proj.weight")))
+    if not m.owns_its_rows:
+        virtual = (m.stored_side**2,)
+        tensors.append(folded("address_map", virtual, "map", partial(_address_map, checkpoint, j), torch.int32))
+        if m.value_groups > 1:
+            tensors.append(folded("group_map", virtual, "map", partial(_group_map, checkpoint, j), torch.int32))
+    return tensors
+
+
+def _key_matrix(checkpoint: Checkpoint, j: int, side: int, matrix: KeyMatrix) -> torch.Tensor:
+    """The keys that one query scores, normalised and scaled: [Dk, heads * N * ranks]."""
+    prefix, eps = f"transformer.mem_blocks.{j}.", checkpoint.config.norm_eps
+    scale = checkpoint.read(prefix + "keys_norm.weight").float() * checkpoint.read(prefix + "query_norm.weight").float()
+    keys_HNKR = checkpoint.read(prefix + "keys")[:, side].float()
+    folded_HNKR = rms_normalize(keys_HNKR, eps, dim=2) * scale[:, None]
+    chosen = folded_HNKR[matrix.heads.start : matrix.heads.stop, :, :, matrix.ranks.start : matrix.ranks.stop]
+    return chosen.permute(2, 0, 1, 3).flatten(1)
+
+
+def _physical_rows(config: ModelConfig, shuffle_index: torch.Tensor, j: int) -> torch.Tensor:
+    """Physical row of every virtual address of layer j."""
+    m = config.memory
+    return (shuffle_index % m.visible_rows + m.offset(j)) % m.pool_rows
+
+
+def _address_map(checkpoint: Checkpoint, j: int) -> torch.Tensor:
+    """Physical row of every virtual address."""
+    shuffle_index = checkpoint.read(f"transformer.mem_blocks.{j}.shuffle_index")
+    return _physical_rows(checkpoint.config, shuffle_index, j).to(torch.int32)
+
+
+def _group_map(checkpoint: Checkpoint, j: int) -> torch.Tensor:
+    """Virtual block, hence group, of every virtual address."""
+    shuffle_index = checkpoint.read(f"transformer.mem_blocks.{j}.shuffle_index")
+    return (shuffle_index // checkpoint.config.memory.visible_rows).to(torch.int32)
+
+
+def _table_pieces(
+    checkpoint: Checkpoint, layout: TableLayout, layer: int | None, rows: range
+) -> Iterator[torch.Tensor]:
+    """Interleaved rows [pre-value | value] of one shard."""
+    config, m = checkpoint.config, checkpoint.config.memory
+    table = "transformer.full_memory_layer." if m.kind == "ultramem_v2" else f"transformer.mem_blocks.{layer}."
+    parts = [checkpoint.tensors[table + "values_for_look_up"]]
+    if m.pre_value_dim:
+        parts.insert(0, checkpoint.tensors[table + "pre_values_for_look_up"])
+    order = torch.arange(layout.rows)
+    checked = rows
+    if layer is not None and m.owns_its_rows:
+        order = _physical_rows(config, checkpoint.read(f"transformer.mem_blocks.{layer}.shuffle_index"), layer)
+        # A permuted table is checked as a whole with its first shard, since any shard may hold any row of it. In file
+        # order: the random gather below then finds its pages in memory.
+        checked = range(int(order.min()), int(order.max()) + 1) if rows.start == 0 else range(0)
+    for part in parts:
+        part.check_finite(checked.start, checked.stop)
+    order = order[rows.start : rows.stop]
+    step = max(1, PIECE_BYTES // (layout.row_size * layout.dtype.itemsize))
+    for index in order.split(step):
+        piece = torch.cat([part.rows(index) for part in parts], dim=1)
+        yield _cast(piece, layout.dtype, parts[-1].name)

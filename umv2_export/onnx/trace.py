@@ -1,0 +1,175 @@
+"""The folded model -> an ONNX graph, traced on fake tensors: no weight is allocated or read."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import onnxscript
+import torch
+from onnx.defs import OpSchema
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from umv2_export.config import ModelConfig
+from umv2_export.model.folded import TableLayout, folded_model
+from umv2_export.model.transformer import KeyValue, LanguageModel
+from umv2_export.ops import DOMAIN, VERSION, LookupSignature
+from umv2_export.ops.domain import PLUGIN_ATTRIBUTES
+from umv2_export.ops.tucker_topk import schema as tucker_topk_schema
+
+__all__ = ["input_names", "lookup_signature", "output_names", "probe_names", "trace"]
+
+# Distinct, and none is 1: torch.export takes a size of 1 for a constant.
+_BATCH, _SEQUENCE, _PAST = 2, 3, 5
+
+
+def input_names(config: ModelConfig) -> list[str]:
+    """Inputs of the graph, in order."""
+    past = [f"past_key_values.{i}.{kind}" for i in range(config.num_layers) for kind in ("key", "value")]
+    return ["input_ids", "attention_mask", *past]
+
+
+def output_names(config: ModelConfig) -> list[str]:
+    """Outputs of the graph, in order."""
+    return ["logits", *(f"present.{i}.{kind}" for i in range(config.num_layers) for kind in ("key", "value"))]
+
+
+def probe_names(config: ModelConfig) -> list[str]:
+    """Names of inner values by which parity finds the first layer that differs and the rows that were retrieved.
+
+    `hidden.{i}` is the input of block i, or for i = num_layers the output of the final norm.
+    """
+    hidden = [f"hidden.{i}" for i in range(config.num_layers + 1)]
+    kinds = ("row_scores", "col_scores", "addresses")
+    return [*hidden, *(f"{kind}.{j}" for j in range(config.memory.layers) for kind in kinds)]
+
+
+def lookup_signature(config: ModelConfig, layout: TableLayout) -> LookupSignature:
+    """The arity of every MemoryLookup node of the model."""
+    memory = config.memory
+    return LookupSignature(
+        shards=layout.shards,
+        grouped=memory.value_groups > 1,
+        pre_values=memory.pre_value_dim > 0,
+        activation=memory.activation,
+    )
+
+
+def trace(config: ModelConfig, layout: TableLayout, dtype: torch.dtype, *, opset: int) -> ir.Model:
+    """Export the folded model.
+
+    Args:
+        config: the model.
+        layout: of its tables.
+        dtype: of dense weights, keys and cache.
+        opset: version of the standard ops.
+
+    Returns:
+        The graph with both ops opaque, its initializers without data, and the probe values named but no outputs.
+    """
+    with FakeTensorMode():
+        model = _Traced(folded_model(config, layout, dtype))
+    cache_shape = (_BATCH, config.num_heads, _PAST, config.head_size)
+    # Every cache tensor is an object of its own: shared ones trace into a graph that is wrong for past > 0, silently.
+    past = [(torch.zeros(cache_shape, dtype=dtype), torch.zeros(cache_shape, dtype=dtype)) for _ in
+            range(config.num_layers)]
+    cache_axes = {0: "batch", 2: "past_sequence"}
+    with _quiet():
+        program = torch.onnx.export(
+            model,
+            (
+                torch.zeros((_BATCH, _SEQUENCE), dtype=torch.int64),
+                torch.ones((_BATCH, _PAST + _SEQUENCE), dtype=torch.int64),
+                past,
+            ),
+            dynamo=True,
+            dynamic_shapes=(
+                {0: "batch", 1: "sequence"},
+                {0: "batch", 1: "total_sequence"},
+                [(cache_axes, cache_axes)] * config.num_layers,
+            ),
+            input_names=input_names(config),
+            output_names=[*output_names(config), *probe_names(config)],
+            opset_version=opset,
+            custom_translation_table=_translations(lookup_signature(config, layout)),
+            optimize=False,
+            verbose=False,
+        )
+    if program is None:
+        raise AssertionError("torch.onnx.export returned no program")
+    graph = program.model.graph
+    del graph.outputs[len(output_names(config)) :]
+    program.model.opset_imports[DOMAIN] = VERSION
+    return program.model
+
+
+class _Traced(nn.Module):
+    """The model with its outputs and probes as one flat tuple."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.transformer = model.transformer
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, past_key_values: list[KeyValue]
+    ) -> tuple[torch.Tensor, ...]:
+        output = self.transformer(input_ids, attention_mask, past_key_values, None)
+        present = [tensor for key_value in output.present for tensor in key_value]
+        routing = [tensor for layer in output.routing for tensor in layer]
+        return (output.logits.float(), *present, *output.hidden, *routing)
+
+
+def _translations(signature: LookupSignature) -> dict[Callable[..., Any], Callable[..., Any] | Sequence[Any]]:
+    """Torch op -> ONNX node, both ops opaque; a translation to an onnxscript function would be inlined."""
+    domain = onnxscript.values.Opset(DOMAIN, VERSION)
+
+    def node(schema: OpSchema, inputs: Sequence[Any], **attributes: Any) -> Any:
+        return onnxscript.values.Op(domain, schema.name, schema)(*inputs, **attributes, **PLUGIN_ATTRIBUTES)
+
+    def tucker(
+        row_scores: Any, col_scores: Any, u: Any, v: Any, cores: Any, row_topk: int, topk: int
+    ) -> Any:
+        return node(tucker_topk_schema(), (row_scores, col_scores, u, v, cores), row_topk=row_topk, topk=topk)
+
+    def lookup(
+        indices: Any,
+        scores: Any,
+        group: Any,
+        query: Any,
+        row_scales: Any,
+        rows: Sequence[Any],
+        pre_value_dim: int,
+        activation: str,
+        rows_per_shard: int,
+        groups: int,
+    ) -> Any:
+        optional = [tensor for tensor in (group, query, row_scales) if tensor is not None]
+        return node(
+            signature.schema(),
+            (indices, scores, *optional, *rows),
+            pre_value_dim=pre_value_dim,
+            activation=activation,
+            rows_per_shard=rows_per_shard,
+            groups=groups,
+        )
+
+    return {torch.ops.umv2.TuckerTopK.default: tucker, torch.ops.umv2.MemoryLookup.default: lookup}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's notes on its own internals: a user can do nothing about them."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

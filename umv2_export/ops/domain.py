@@ -1,0 +1,63 @@
+"""What the custom ops share: their ONNX domain and the attributes that make TensorRT's parser choose a plugin."""
+
+from collections.abc import Mapping, Sequence
+
+import onnx
+import onnx.defs
+import onnx.parser
+import onnx_ir as ir
+from onnx.defs import OpSchema
+
+__all__ = ["DOMAIN", "PLUGIN_ATTRIBUTES", "VERSION", "op_schema", "parse_body"]
+
+DOMAIN = "umv2"
+VERSION = 1
+
+# Without a namespace on the node, TensorRT expands the local function instead of asking for a plugin.
+PLUGIN_ATTRIBUTES: Mapping[str, str] = {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION)}
+
+
+def op_schema(
+    name: str,
+    doc: str,
+    inputs: Sequence[tuple[str, str]],
+    outputs: Sequence[tuple[str, str]],
+    type_constraints: Mapping[str, Sequence[str]],
+    attributes: Mapping[str, OpSchema.AttrType],
+) -> OpSchema:
+    """An ONNX schema whose inputs are all single and required.
+
+    Args:
+        name: op type.
+        doc: one paragraph.
+        inputs: (name, type variable) in order.
+        outputs: likewise.
+        type_constraints: type variable -> element types.
+        attributes: name -> type; the plugin attributes are added.
+    """
+    return OpSchema(
+        name,
+        DOMAIN,
+        VERSION,
+        doc=doc,
+        inputs=[OpSchema.FormalParameter(*parameter) for parameter in inputs],
+        outputs=[OpSchema.FormalParameter(*parameter) for parameter in outputs],
+        type_constraints=[(variable, [f"tensor({t})" for t in types], "") for variable, types in
+                          type_constraints.items()],
+        attributes=[
+            *(OpSchema.Attribute(name, kind, required=True) for name, kind in attributes.items()),
+            *(OpSchema.Attribute(name, OpSchema.AttrType.STRING, required=True) for name in PLUGIN_ATTRIBUTES),
+        ],
+    )
+
+
+def parse_body(schema: OpSchema, statements: str, *, opset: int) -> ir.Function:
+    """The ONNX function of `schema` whose body is `statements`, in standard ops of version `opset`."""
+    attributes = ", ".join(sorted(schema.attributes))
+    inputs = ", ".join(parameter.name for parameter in schema.inputs)
+    outputs = ", ".join(parameter.name for parameter in schema.outputs)
+    text = (
+        f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n'
+        f"{schema.name} <{attributes}> ({inputs}) => ({outputs})\n{{\n{statements}\n}}"
+    )
+    return ir.serde.deserialize_function(onnx.parser.parse_function(text))

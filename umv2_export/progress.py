@@ -1,0 +1,38 @@
+"""Progress bars on stderr: for a person at a terminal, silent everywhere else."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+
+__all__ = ["Advance", "Tracker", "progress_bars", "silent"]
+
+Advance = Callable[[int], None]
+
+# Starts a task of so many bytes and returns how to advance it.
+Tracker = Callable[[str, int], Advance]
+
+
+def silent(description: str, total: int) -> Advance:  # noqa: ARG001
+    """A tracker that shows nothing."""
+    return lambda _: None
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Tracker]:
+    """A tracker whose bars are drawn when stderr is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield silent
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn()
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+
+        def track(description: str, total: int) -> Advance:
+            task = progress.add_task(description, total=total)
+            return lambda amount: progress.advance(task, amount)
+
+        yield track
