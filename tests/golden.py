@@ -1,4 +1,4 @@
-"""Checkpoints in the authors' format with the outputs of the authors' own code; `data/official/README.md` lists them."""
+"""Checkpoints in the authors' format with the outputs of the authors' code; `data/official/README.md` lists them."""
 
 from pathlib import Path
 

@@ -30,7 +30,7 @@ FORMAT_VERSION = 1
 
 MAX_MANIFEST_BYTES = 16 * 2**20
 
-_ONNX_DTYPES = {
+_ONNX_DTYPES: Mapping[int, torch.dtype] = {
     onnx.TensorProto.FLOAT: torch.float32,
     onnx.TensorProto.FLOAT16: torch.float16,
     onnx.TensorProto.BFLOAT16: torch.bfloat16,
@@ -86,6 +86,15 @@ class Manifest:
         """Write manifest.json; the last file of a bundle."""
         document = {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
         (folder / MANIFEST_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Bytes of a file."""
+
+    location: str
+    offset: int
+    length: int
 
 
 class Bundle:
@@ -159,10 +168,10 @@ class Bundle:
             tensors[tensor.name] = data.view(_ONNX_DTYPES[tensor.data_type]).reshape(tuple(tensor.dims))
         return tensors
 
-    def _external(self, tensor: onnx.TensorProto) -> ExternalDataInfo:
+    def _external(self, tensor: onnx.TensorProto) -> "_Place":
         """Where the data of an initializer lies, checked against the files."""
-        info = ExternalDataInfo(tensor)
-        info.offset, info.length = info.offset or 0, info.length or 0
+        external = ExternalDataInfo(tensor)
+        info = _Place(external.location, external.offset or 0, external.length or 0)
         facts = self.manifest.files.get(info.location)
         dtype = _ONNX_DTYPES.get(tensor.data_type)
         if facts is None or dtype is None:
@@ -172,8 +181,11 @@ class Bundle:
                 why="that file is not in the manifest, or bundles hold no such type",
             )
         needed = math.prod(tensor.dims) * dtype.itemsize
-        if info.length != needed or info.offset < 0 or info.offset % dtype.itemsize or (
-            info.offset + needed > facts["size"]
+        if (
+            info.length != needed
+            or info.offset < 0
+            or info.offset % dtype.itemsize
+            or (info.offset + needed > facts["size"])
         ):
             raise InputRejected(
                 f"initializer {tensor.name!r} needs {needed} bytes, and names {info.length} at {info.offset} of "
@@ -248,8 +260,12 @@ def _check_manifest(manifest: Manifest, file: Path) -> None:
     require(manifest.target in ("any", "gpu"), "target")
     tables = manifest.tables
     require(isinstance(tables, dict) and isinstance(tables.get("per_layer"), bool), "tables")
-    require(all(is_size(tables.get(name)) and tables[name] for name in ("rows", "row_size", "rows_per_shard")), "tables")
+    require(
+        all(is_size(tables.get(name)) and tables[name] for name in ("rows", "row_size", "rows_per_shard")), "tables"
+    )
     require(isinstance(manifest.files, dict), "files")
     for facts in manifest.files.values():
-        require(isinstance(facts, dict) and is_size(facts.get("size")) and isinstance(facts.get("sha256"), str), "files")
+        require(
+            isinstance(facts, dict) and is_size(facts.get("size")) and isinstance(facts.get("sha256"), str), "files"
+        )
     require(isinstance(manifest.parameters, dict) and isinstance(manifest.bytes, dict), "parameters")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -298,7 +298,7 @@ def _checked_fields(cls: type, data: Mapping[str, Any], prefix: str, where: obje
     for name in data:
         if name not in fields:
             raise Unsupported(f"unknown field '{prefix}{name}'", where=where)
-    checks = {
+    checks: Mapping[str, Callable[[object], bool]] = {
         "int": _is_int,
         "bool": lambda v: isinstance(v, bool),
         "float": lambda v: _is_int(v) or _is_real(v),

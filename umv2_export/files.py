@@ -56,7 +56,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The elements of a CPU tensor as bytes, little-endian, without a copy when it is contiguous."""
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def file_sha256(file: Path) -> str:
@@ -92,7 +92,7 @@ class HashedFile:
         view = memoryview(data)
         self._digest.update(view)
         self.size += len(view)
-        while len(view):
+        while view.nbytes:
             view = view[self._stream.write(view) :]
 
     def align(self, alignment: int) -> int:

@@ -14,7 +14,7 @@ Advance = Callable[[int], None]
 Tracker = Callable[[str, int], Advance]
 
 
-def silent(description: str, total: int) -> Advance:  # noqa: ARG001
+def silent(description: str, total: int) -> Advance:
     """A tracker that shows nothing."""
     return lambda _: None
 
@@ -27,7 +27,11 @@ def progress_bars() -> Iterator[Tracker]:
         yield silent
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn()
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
 

@@ -9,7 +9,7 @@ import torch
 from umv2_export.config import ModelConfig, QueryLayout, tensor_shapes
 from umv2_export.errors import InputRejected, Unsupported
 
-__all__ = ["Checkpoint", "CheckpointTensor", "open_checkpoint"]
+__all__ = ["Checkpoint", "CheckpointTensor", "validate_tensors"]
 
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -61,7 +61,7 @@ class CheckpointTensor:
         """Copy the rows `index` (int64), without the check that `check_finite` makes."""
         return torch.cat([part.index_select(0, index) for part in self.parts], dim=1)
 
-    def pieces(self) -> Iterator[torch.Tensor]:
+    def __iter__(self) -> Iterator[torch.Tensor]:
         """The tensor in consecutive slices of rows, checked, each of at most 64 MiB or one row.
 
         Raises:
@@ -131,33 +131,6 @@ class Checkpoint:
     def size(self) -> int:
         """Bytes of all files."""
         return sum(file.stat().st_size for file in self.files)
-
-
-def open_checkpoint(path: Path, *, allow_non_finite: bool = False) -> Checkpoint:
-    """Open a checkpoint folder of either format.
-
-    Args:
-        path: folder with config.yaml and model.pt (or rank_*/model.pt), or with config.json and *.safetensors.
-        allow_non_finite: let NaN and infinity in weights through.
-
-    Raises:
-        InputRejected: something is missing, corrupt, unsafe or inconsistent.
-        Unsupported: a field or tensor that is not implemented.
-    """
-    from umv2_export.checkpoint import native, official  # noqa: PLC0415 - both build on this module
-
-    if not path.exists():
-        raise InputRejected("no such checkpoint folder", where=path)
-    if not path.is_dir():
-        raise InputRejected("a checkpoint is a folder, this is a file", where=path, fix=f"pass {path.parent}")
-    for reader in (official, native):
-        if (path / reader.CONFIG_FILE).exists():
-            return reader.read_checkpoint(path, allow_non_finite=allow_non_finite)
-    raise InputRejected(
-        "the folder holds no checkpoint",
-        where=path,
-        why=f"neither {official.CONFIG_FILE} (the authors' format) nor {native.CONFIG_FILE} (native) is there",
-    )
 
 
 def validate_tensors(config: ModelConfig, tensors: Mapping[str, CheckpointTensor], *, where: Path) -> None:

@@ -4,8 +4,9 @@ Tensor names are those of `tensor_shapes`, the released state dict's.
 """
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, validate_tensors
-from umv2_export.config import ModelConfig
+from umv2_export.config import ModelConfig, QueryLayout
 from umv2_export.errors import InputRejected
-from umv2_export.files import HashedFile, inside, tensor_bytes, tokenizer_files
+from umv2_export.files import HashedFile, atomic_directory, inside, tensor_bytes, tokenizer_files
+from umv2_export.progress import Advance, Tracker, silent
 
-__all__ = ["CONFIG_FILE", "TensorStream", "read_checkpoint", "write_checkpoint"]
+__all__ = ["CONFIG_FILE", "TensorStream", "checkpoint_streams", "read_checkpoint", "save_checkpoint"]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -53,7 +55,7 @@ class TensorStream:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def read_checkpoint(path: Path, *, allow_non_finite: bool = False) -> Checkpoint:
+def read_checkpoint(path: Path, *, query_layout: QueryLayout | None, allow_non_finite: bool) -> Checkpoint:
     """Open a checkpoint in our format.
 
     Raises:
@@ -71,6 +73,8 @@ def read_checkpoint(path: Path, *, allow_non_finite: bool = False) -> Checkpoint
     if not isinstance(model, dict):
         raise InputRejected("section 'model' is missing", where=path / CONFIG_FILE)
     config = ModelConfig.from_dict(model, where=path / CONFIG_FILE)
+    if query_layout is not None:
+        config = replace(config, memory=replace(config.memory, query_layout=query_layout))
     files = _weight_files(path)
     tensors = {}
     for file in files:
@@ -82,29 +86,54 @@ def read_checkpoint(path: Path, *, allow_non_finite: bool = False) -> Checkpoint
     return Checkpoint(path, "native", config, tensors, [path / CONFIG_FILE, *files], tokenizer_files(path))
 
 
-def write_checkpoint(folder: Path, config: ModelConfig, tensors: Iterable[TensorStream]) -> None:
-    """Write a checkpoint into an empty folder, one piece of a tensor in memory at a time."""
-    document = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": config.as_dict()}
-    (folder / CONFIG_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+def checkpoint_streams(checkpoint: Checkpoint) -> list[TensorStream]:
+    """The tensors of a checkpoint of any format, to be written in this one."""
+    return [TensorStream(name, tensor.shape, tensor.dtype, tensor) for name, tensor in checkpoint.tensors.items()]
+
+
+def save_checkpoint(
+    target: Path,
+    config: ModelConfig,
+    tensors: Iterable[TensorStream],
+    extra_files: Iterable[Path] = (),
+    track: Tracker = silent,
+) -> None:
+    """Write a checkpoint, one piece of a tensor in memory at a time; it appears whole or not at all.
+
+    Args:
+        target: folder, replaced if it exists.
+        config: the model.
+        tensors: all its tensors.
+        extra_files: tokenizer files to copy along.
+        track: progress.
+
+    Raises:
+        InputRejected: a weight is NaN or infinite.
+        EnvironmentUnfit: the disk is full.
+    """
     groups: list[list[TensorStream]] = [[]]
     for tensor in tensors:
         if groups[-1] and sum(other.size for other in groups[-1]) + tensor.size > MAX_FILE_BYTES:
             groups.append([])
         groups[-1].append(tensor)
-    if len(groups) == 1:
-        _write_file(folder / WEIGHTS_FILE, groups[0])
-        return
-    weight_map = {}
-    for number, group in enumerate(groups, start=1):
-        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        _write_file(folder / name, group)
-        weight_map |= {tensor.name: name for tensor in group}
     total = sum(tensor.size for group in groups for tensor in group)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    advance = track("writing checkpoint", total)
+    with atomic_directory(target) as folder:
+        weight_map: dict[str, str] = {}
+        for number, group in enumerate(groups, start=1):
+            name = WEIGHTS_FILE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+            _write_file(folder / name, group, advance)
+            weight_map |= {tensor.name: name for tensor in group}
+        if len(groups) > 1:
+            _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        for file in extra_files:
+            shutil.copyfile(file, folder / file.name)
+        _write_json(
+            folder / CONFIG_FILE, {"format": FORMAT, "format_version": FORMAT_VERSION, "model": config.as_dict()}
+        )
 
 
-def _write_file(file: Path, tensors: list[TensorStream]) -> None:
+def _write_file(file: Path, tensors: list[TensorStream], advance: Advance) -> None:
     """A safetensors file: header length (u64), header (JSON, padded to 8 bytes), elements.
 
     The library's own writer wants every tensor in memory at once, 4.9 GB for the smallest published model.
@@ -127,6 +156,7 @@ def _write_file(file: Path, tensors: list[TensorStream]) -> None:
             start = out.size
             for piece in tensor.pieces:
                 out.write(tensor_bytes(piece))
+                advance(piece.numel() * piece.element_size())
             if out.size - start != tensor.size:
                 raise AssertionError(f"{tensor.name}: {out.size - start} bytes written, {tensor.size} announced")
 
@@ -148,6 +178,10 @@ def _map_file(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, stream.get_tensor(name)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputRejected("the file is truncated or corrupt", where=file, why=str(error)) from error
+
+
+def _write_json(file: Path, document: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_json(file: Path) -> Mapping[str, Any]:

@@ -1,7 +1,6 @@
 """The authors' format: `config.yaml` beside `model.pt`, or beside `rank_{g}/model.pt` of a vertical-parallel run.
 
-Source: the released training code (an OLMoE fork). Every configuration field belongs to one of the classes below; a
-field in none of them is an error, because it could change what the model computes.
+Source: the released training code (an OLMoE fork).
 """
 
 import re
@@ -14,7 +13,8 @@ import torch
 import yaml
 
 from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, validate_tensors
-from umv2_export.config import TABLES, MemoryConfig, ModelConfig
+from umv2_export.checkpoint.official_fields import check_field_classes
+from umv2_export.config import TABLES, MemoryConfig, ModelConfig, QueryLayout
 from umv2_export.errors import InputRejected, Umv2Error, Unsupported
 from umv2_export.files import inside, tokenizer_files
 
@@ -27,52 +27,11 @@ WEIGHTS_FILE = "model.pt"
 MAX_CONFIG_BYTES = 2**20
 MAX_PICKLE_BYTES = 64 * 2**20
 
-SUPPORTED = frozenset(
-    """d_model n_heads n_layers mlp_hidden_size mlp_ratio rope_theta max_sequence_length vocab_size
-    embedding_size weight_tying eos_token_id pad_token_id mem_type mem_knum mem_kdim mem_vdim mem_pre_vdim mem_knn
-    mem_head mem_insert_way mem_share_ratio mem_value_expand_time mem_key_expand_time mem_q_for_each_tucker_rank
-    mem_use_glu_act vertical_parallel mem_parallel_size""".split()
-)
-
-# Only these values are implemented: the released UltraMemV2 models have them.
-REQUIRED: Mapping[str, tuple[object, ...]] = {
-    "activation_type": ("swiglu",),
-    "alibi": (False,),
-    "attention_layer_norm": (True,),
-    "attention_layer_norm_with_affine": (True,),
-    "bias_for_layer_norm": (False, None),
-    "block_group_size": (1,),
-    "block_type": ("sequential",),
-    "clip_qkv": (None,),
-    "convert2fp32": (True,),
-    "embedding_layer_norm": (False,),
-    "include_bias": (False,),
-    # The released code may or may not read this field for the norms of queries and keys; all its models hold 1e-5.
-    "layer_norm_eps": (1e-5,),
-    "layer_norm_type": ("rms",),
-    "layer_norm_with_affine": (True,),
-    "multi_query_attention": (None, False),
-    "n_kv_heads": (None,),
-    "norm_after": (False,),
-    "rope": (True,),
-    "rope_full_precision": (True,),
-    "scale_logits": (False,),
-}
-
-# Fields of training, or of a feature that a required value switches off.
-IGNORED = frozenset(
-    """alibi_bias_max attention_dropout embedding_dropout emb_init_std flash_attention init_cutoff_factor init_device
-    init_fn init_std mem_final_top_expand_time mem_key_balance_reg_coef mem_log_interval mem_output_dropout_rate
-    mem_tucker_rank_penalty moe_capacity_factor moe_dropless moe_interleave moe_lbl_in_fp32
-    moe_log_expert_assignment moe_loss_weight moe_mlp_impl moe_num_experts moe_shared_expert moe_top_k
-    moe_zloss_weight precision residual_dropout scale_emb_init""".split()
-)
-
 # Derived copies of the cores that forks of the released code save.
 IGNORED_TENSORS = ("tucker_core_uv", "tucker_core_stacked")
 
 
-def read_checkpoint(path: Path, *, allow_non_finite: bool = False) -> Checkpoint:
+def read_checkpoint(path: Path, *, query_layout: QueryLayout | None, allow_non_finite: bool) -> Checkpoint:
     """Open a checkpoint in the authors' format.
 
     Raises:
@@ -93,7 +52,11 @@ def read_checkpoint(path: Path, *, allow_non_finite: bool = False) -> Checkpoint
             parts = [_rank_slice(state, name, first, file) for state, file in zip(states, weight_files, strict=True)]
         tensors[name] = CheckpointTensor(name, parts, allow_non_finite)
     try:
-        config = model_config(fields, rank_and_cores=_rank_and_cores(tensors, weight_files[0]))
+        config = model_config(
+            fields,
+            rank_and_cores=_rank_and_cores(tensors, weight_files[0]),
+            query_layout=query_layout or "released",
+        )
     except Umv2Error as error:
         error.where = error.where or str(config_file)
         raise
@@ -101,18 +64,21 @@ def read_checkpoint(path: Path, *, allow_non_finite: bool = False) -> Checkpoint
     return Checkpoint(path, "official", config, tensors, [config_file, *weight_files], tokenizer_files(path))
 
 
-def model_config(fields: Mapping[str, Any], *, rank_and_cores: tuple[int, int]) -> ModelConfig:
+def model_config(
+    fields: Mapping[str, Any], *, rank_and_cores: tuple[int, int], query_layout: QueryLayout = "released"
+) -> ModelConfig:
     """Translate the `model:` section of a config.yaml.
 
     Args:
         fields: the section.
         rank_and_cores: Tucker rank and number of cores, which only the tensors tell.
+        query_layout: which the file does not tell either.
 
     Raises:
         InputRejected: a field is missing or out of range.
         Unsupported: an unknown field, or a value that is not implemented.
     """
-    _check_classes(fields)
+    check_field_classes(fields)
     read = _FieldReader(fields)
     kind = read.text("mem_type")
     if kind not in ("ultramem_v2", "ultramem_v1"):
@@ -139,7 +105,7 @@ def model_config(fields: Mapping[str, Any], *, rank_and_cores: tuple[int, int]) 
         query_per_rank=False if v1 else read.boolean("mem_q_for_each_tucker_rank"),
         key_expansion=expansion,
         value_groups=groups,
-        query_layout="released",
+        query_layout=query_layout,
         activation="gelu" if read.boolean("mem_use_glu_act") else "none",
         tucker_rank=rank_and_cores[0],
         tucker_cores=rank_and_cores[1],
@@ -160,22 +126,6 @@ def model_config(fields: Mapping[str, Any], *, rank_and_cores: tuple[int, int]) 
         pad_token_id=read.optional_integer("pad_token_id"),
         memory=memory,
     )
-
-
-def _check_classes(fields: Mapping[str, Any]) -> None:
-    for name, value in fields.items():
-        if name in REQUIRED:
-            # `is` for booleans: YAML's 1 is no true.
-            if not any(
-                value is allowed or (value == allowed and type(value) is type(allowed)) for allowed in REQUIRED[name]
-            ):
-                allowed = " or ".join(repr(choice) for choice in REQUIRED[name])
-                raise Unsupported(f"field '{name}' is {value!r}", why=f"only {allowed} is implemented")
-        elif name not in SUPPORTED and name not in IGNORED:
-            raise Unsupported(f"unknown field '{name}'", why="a field that is left out could change what is computed")
-    for name in REQUIRED:
-        if name not in fields:
-            raise InputRejected(f"field '{name}' is missing", why="its default differs between versions of the code")
 
 
 class _FieldReader:

@@ -1,7 +1,7 @@
 """The model after the export's folds: constant keys, interleaved rows in shards, one address map or none.
 
-The algebra is exact; `umv2_export.onnx.fold` computes the parameters. This is the model that is traced, and the one that
-is rebuilt from a bundle.
+The algebra is exact; `umv2_export.onnx.fold` computes the parameters. This is the model that is traced, and the one
+that is rebuilt from a bundle.
 """
 
 from dataclasses import dataclass
@@ -97,10 +97,12 @@ def key_matrices(memory: MemoryConfig) -> tuple[list[KeyMatrix], list[KeyMatrix]
         if all(len(set(head)) == 1 for head in chunks):
             firsts = [h for h in all_heads if h == 0 or chunks[h] != chunks[h - 1]]
             ends = [*firsts[1:], memory.heads]
-            sides.append([
-                KeyMatrix(position[chunks[first][0]], range(first, end), all_ranks)
-                for first, end in zip(firsts, ends, strict=True)
-            ])
+            sides.append(
+                [
+                    KeyMatrix(position[chunks[first][0]], range(first, end), all_ranks)
+                    for first, end in zip(firsts, ends, strict=True)
+                ]
+            )
         else:
             sides.append([KeyMatrix(position[chunks[0][i]], all_heads, range(i, i + 1)) for i in all_ranks])
     return sides[0], sides[1]
@@ -108,6 +110,8 @@ def key_matrices(memory: MemoryConfig) -> tuple[list[KeyMatrix], list[KeyMatrix]
 
 class FoldedPool(nn.Module):
     """The shards that all layers name, when they share their rows."""
+
+    rows: nn.ParameterList
 
     def __init__(self, layout: TableLayout) -> None:
         super().__init__()
@@ -117,6 +121,10 @@ class FoldedPool(nn.Module):
 
 class FoldedMemoryLayer(MemoryLayer):
     """One memory layer in the form that runtimes execute: GEMMs and the two custom ops."""
+
+    address_map: torch.Tensor
+    group_map: torch.Tensor
+    rows: nn.ParameterList
 
     def __init__(self, config: ModelConfig, index: int, *, layout: TableLayout) -> None:
         super().__init__(config)
@@ -156,9 +164,7 @@ class FoldedMemoryLayer(MemoryLayer):
             self._side_scores(query_TXK, self.col_matrices, self.col_keys),
         )
 
-    def _side_scores(
-        self, query_TXK: torch.Tensor, matrices: list[KeyMatrix], keys: nn.ParameterList
-    ) -> torch.Tensor:
+    def _side_scores(self, query_TXK: torch.Tensor, matrices: list[KeyMatrix], keys: nn.ParameterList) -> torch.Tensor:
         parts = [
             (query_TXK[:, matrix.chunk] @ key).unflatten(
                 1, (len(matrix.heads), self.memory.stored_side, len(matrix.ranks))
@@ -177,6 +183,8 @@ class FoldedMemoryLayer(MemoryLayer):
         self, hidden_TD: torch.Tensor, pool: nn.Module, addresses_TK: torch.Tensor, scores_TKC: torch.Tensor
     ) -> torch.Tensor:
         """umv2::MemoryLookup at physical rows."""
+        if not isinstance(pool, FoldedPool):
+            raise TypeError(f"the folded model reads a FoldedPool, got {type(pool).__name__}")
         m = self.memory
         indices_TK, group_TK = addresses_TK, None
         if not m.owns_its_rows:
@@ -184,7 +192,7 @@ class FoldedMemoryLayer(MemoryLayer):
             if m.value_groups > 1:
                 group_TK = self._mapped(self.group_map, addresses_TK)
         query_TP = None if self.pre_values_proj is None else self.pre_values_proj(hidden_TD).float()
-        return memory_lookup(
+        output_TX: torch.Tensor = memory_lookup(
             indices_TK,
             scores_TKC,
             group_TK,
@@ -196,6 +204,7 @@ class FoldedMemoryLayer(MemoryLayer):
             self.layout.rows_per_shard,
             m.value_groups,
         )
+        return output_TX
 
     @staticmethod
     def _mapped(table_X: torch.Tensor, addresses_TK: torch.Tensor) -> torch.Tensor:
@@ -221,8 +230,6 @@ def folded_model(config: ModelConfig, layout: TableLayout, dtype: torch.dtype) -
 
 def _shards(layout: TableLayout) -> nn.ParameterList:
     return nn.ParameterList(
-        nn.Parameter(
-            torch.zeros(len(layout.shard_rows(s)), layout.row_size, dtype=layout.dtype), requires_grad=False
-        )
+        nn.Parameter(torch.zeros(len(layout.shard_rows(s)), layout.row_size, dtype=layout.dtype), requires_grad=False)
         for s in range(layout.shards)
     )

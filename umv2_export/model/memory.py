@@ -58,7 +58,7 @@ class MemoryLayer(nn.Module):
         raise NotImplementedError
 
     def tucker(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """u [H, R], v [H, R] and cores [C, H, R, R] in fp32."""
+        """Vectors u [H, R] and v [H, R], and cores [C, H, R, R] in fp32."""
         raise NotImplementedError
 
     def lookup(
@@ -74,6 +74,9 @@ class MemoryLayer(nn.Module):
 
 class MemoryPool(nn.Module):
     """The tables that all layers of an UltraMemV2 model share; empty for UltraMem V1."""
+
+    values_for_look_up: nn.Parameter
+    pre_values_for_look_up: nn.Parameter
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -94,6 +97,10 @@ class ReferenceMemoryLayer(MemoryLayer):
         table_dtype: round rows to it when they are read.
     """
 
+    tucker_core_u: torch.Tensor
+    tucker_core_v: torch.Tensor
+    shuffle_index: torch.Tensor
+
     def __init__(
         self,
         config: ModelConfig,
@@ -107,8 +114,7 @@ class ReferenceMemoryLayer(MemoryLayer):
         self.query_proj = nn.Linear(d, 2 * m.queries_per_side * m.key_dim, bias=False)
         self.query_norm = RMSNorm(m.key_dim, config.norm_eps)
         self.keys = nn.Parameter(torch.zeros(m.heads, 2, m.stored_side, m.key_dim, m.tucker_rank))
-        self.keys_norm = nn.Module()
-        self.keys_norm.weight = nn.Parameter(torch.ones(m.key_dim))
+        self.keys_norm = RMSNorm(m.key_dim, config.norm_eps)
         self.tucker_core = nn.ParameterList(
             torch.zeros(m.heads, m.tucker_rank, m.tucker_rank) for _ in range(m.tucker_cores)
         )
@@ -124,7 +130,7 @@ class ReferenceMemoryLayer(MemoryLayer):
     def key_scores(self, hidden_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """S[t, h, :, i] = K[h, side, :, :, i] @ q[t, chunk of (side, h, i)]."""
         queries_TXK = self.query_proj(hidden_TD).unflatten(1, (-1, self.memory.key_dim))
-        keys_HSNKR = rms_normalize(self.keys, self.config.norm_eps, dim=3) * self.keys_norm.weight[:, None]
+        keys_HSNKR = self.keys_norm(self.keys.transpose(3, 4)).transpose(3, 4)
         if self.key_dtype == torch.float32:
             query_TXK = self.query_norm(queries_TXK)
         else:
@@ -144,6 +150,8 @@ class ReferenceMemoryLayer(MemoryLayer):
         self, hidden_TD: torch.Tensor, pool: nn.Module, addresses_TK: torch.Tensor, scores_TKC: torch.Tensor
     ) -> torch.Tensor:
         """Shuffle, find the physical row in the ring, and sum the one-neuron experts per virtual block."""
+        if not isinstance(pool, MemoryPool):
+            raise TypeError(f"the reference reads a MemoryPool, got {type(pool).__name__}")
         m = self.memory
         shuffled_TK = self.shuffle_index[addresses_TK]
         block_TK = shuffled_TK // m.visible_rows
@@ -160,8 +168,9 @@ class ReferenceMemoryLayer(MemoryLayer):
             weight_TKC = scores_TKC * pre_score_TK[..., None]
         expert_TKCX = weight_TKC[..., None] * value_TKV.unflatten(2, (m.tucker_cores, -1))
         sums = [
-            (expert_TKCX * (block_TK == group)[:, :, None, None]).sum(1).flatten(1) if m.value_groups > 1 else
-            expert_TKCX.sum(1).flatten(1)
+            (expert_TKCX * (block_TK == group)[:, :, None, None]).sum(1).flatten(1)
+            if m.value_groups > 1
+            else expert_TKCX.sum(1).flatten(1)
             for group in range(m.value_groups)
         ]
         return torch.cat(sums, 1)

@@ -7,7 +7,7 @@ __all__ = ["RMSNorm", "rms_normalize"]
 
 
 def rms_normalize(x: torch.Tensor, eps: float, dim: int = -1) -> torch.Tensor:
-    """x / sqrt(mean(x^2) + eps) over one dimension, in fp32, cast back."""
+    """Compute x / sqrt(mean(x^2) + eps) over one dimension, in fp32, and cast back."""
     x_f = x.float()
     return (x_f * torch.rsqrt(x_f.square().mean(dim, keepdim=True) + eps)).to(x.dtype)
 

@@ -3,9 +3,9 @@
 Shape suffixes: see `umv2_export.ops`; in attention H is attention heads, D the size of one, T past + S.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -39,7 +39,9 @@ class ModelOutput(NamedTuple):
 class LanguageModel(nn.Module):
     """A language model with memory layers; parameter names are those of the released state dict."""
 
-    def __init__(self, config: ModelConfig, memory_layer: Callable[[ModelConfig, int], MemoryLayer], pool: nn.Module) -> None:
+    def __init__(
+        self, config: ModelConfig, memory_layer: Callable[[ModelConfig, int], MemoryLayer], pool: nn.Module
+    ) -> None:
         super().__init__()
         self.config = config
         self.transformer = Transformer(config, memory_layer, pool)
@@ -65,7 +67,9 @@ class LanguageModel(nn.Module):
 class Transformer(nn.Module):
     """Blocks and memory layers, side by side as in the released state dict."""
 
-    def __init__(self, config: ModelConfig, memory_layer: Callable[[ModelConfig, int], MemoryLayer], pool: nn.Module) -> None:
+    def __init__(
+        self, config: ModelConfig, memory_layer: Callable[[ModelConfig, int], MemoryLayer], pool: nn.Module
+    ) -> None:
         super().__init__()
         self.config = config
         d = config.hidden_size
@@ -89,7 +93,7 @@ class Transformer(nn.Module):
         present, hidden = [], []
         routing: dict[int, Routing] = {}
         pending: dict[int, list[torch.Tensor]] = {}
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(cast("Iterable[Block]", self.blocks)):
             hidden.append(x_BSD)
             after_attention_BSD, key_value = block.attention(x_BSD, positions, past[i])
             present.append(key_value)
@@ -107,9 +111,9 @@ class Transformer(nn.Module):
                 x_BSD = x_BSD + output_BSD
         hidden.append(self.ln_f(x_BSD))
         head_XD = self.wte.weight if self.ff_out is None else self.ff_out.weight
-        return ModelOutput(nn.functional.linear(hidden[-1], head_XD), present, hidden, [
-            routing[j] for j in range(len(routing))
-        ])
+        return ModelOutput(
+            nn.functional.linear(hidden[-1], head_XD), present, hidden, [routing[j] for j in range(len(routing))]
+        )
 
 
 class Block(nn.Module):
@@ -127,9 +131,7 @@ class Block(nn.Module):
         self.ff_proj = nn.Linear(d, 2 * config.ffn_size, bias=False)
         self.ff_out = nn.Linear(config.ffn_size, d, bias=False)
 
-    def attention(
-        self, x_BSD: torch.Tensor, positions: "Positions", past: KeyValue
-    ) -> tuple[torch.Tensor, KeyValue]:
+    def attention(self, x_BSD: torch.Tensor, positions: "Positions", past: KeyValue) -> tuple[torch.Tensor, KeyValue]:
         """The residual stream after attention, and the cache with the new positions."""
         batch, sequence = x_BSD.shape[:2]
         q, k, v_BHSD = (
@@ -157,9 +159,7 @@ class Positions:
     Positions count the attended tokens, so left padding shifts nothing.
     """
 
-    def __init__(
-        self, attention_mask_BT: torch.Tensor, sequence: int, config: ModelConfig, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, attention_mask_BT: torch.Tensor, sequence: int, config: ModelConfig, dtype: torch.dtype) -> None:
         total = attention_mask_BT.shape[1]
         position_BS = (attention_mask_BT.cumsum(1) - 1)[:, total - sequence :].clamp(min=0).float()
         exponent = torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size

@@ -2,20 +2,20 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-import torch
 
 from umv2_export import __version__
 from umv2_export.bundle import MODEL_FILE, WEIGHTS_FILE, Bundle, Manifest, rows_file
 from umv2_export.checkpoint import Checkpoint
 from umv2_export.config import TABLES, ModelConfig, count_parameters
 from umv2_export.dtypes import dtype_name, torch_dtype
-from umv2_export.errors import InputRejected, InvalidRequest, Unsupported
+from umv2_export.errors import InvalidRequest, Unsupported
 from umv2_export.files import HashedFile, atomic_directory, file_sha256, require_free_space, tensor_bytes
 from umv2_export.model.folded import TableLayout
 from umv2_export.onnx.fold import FoldedTensor, fold_checkpoint
@@ -23,7 +23,7 @@ from umv2_export.onnx.passes import attach_bodies, inline_bodies, make_reproduci
 from umv2_export.onnx.trace import input_names, lookup_signature, output_names, trace
 from umv2_export.progress import Tracker, silent
 
-__all__ = ["MAX_OPSET", "MIN_OPSET", "ExportOptions", "ExportPlan", "export_bundle", "plan_export"]
+__all__ = ["MAX_OPSET", "MIN_OPSET", "ExportOptions", "ExportPlan", "ExportResult", "export_bundle", "plan_export"]
 
 # 18: ReduceSum and Split as the bodies write them. 24: the last that the exporter of the pinned torch writes.
 MIN_OPSET, MAX_OPSET = 18, 24
@@ -114,13 +114,27 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
     return ExportPlan(checkpoint, options, layout, fold_checkpoint(checkpoint, layout, dtype))
 
 
+@dataclass(frozen=True)
+class ExportResult:
+    """A finished export.
+
+    Attributes:
+        bundle: under its final name.
+        seconds: wall time by phase: trace; weights (read, folded, hashed, written, on disk);
+            graph_and_validation.
+    """
+
+    bundle: Bundle
+    seconds: Mapping[str, float]
+
+
 def export_bundle(
     plan: ExportPlan,
     target: Path,
     *,
     validate: Callable[[Bundle], None] | None = None,
     track: Tracker = silent,
-) -> Bundle:
+) -> ExportResult:
     """Write the bundle of `plan` at `target`, replacing what is there only when all of it is written and checked.
 
     Args:
@@ -135,10 +149,13 @@ def export_bundle(
     """
     require_free_space(target, plan.disk_bytes)
     options, config = plan.options, plan.checkpoint.config
+    clock = [time.perf_counter()]
     model = trace(config, plan.layout, torch_dtype(options.dtype), opset=options.opset)
     simplify(model)
+    clock.append(time.perf_counter())
     with atomic_directory(target) as folder:
         places = _write_weights(folder, plan.tensors, track)
+        clock.append(time.perf_counter())
         hashes = {name: (out.size, out.sha256) for name, out in places.files.items()}
         _refer(model, plan.tensors, places)
         attach_bodies(model, lookup_signature(config, plan.layout), opset=options.opset)
@@ -154,7 +171,10 @@ def export_bundle(
         onnx.checker.check_model(folder / MODEL_FILE, full_check=True)
         if validate is not None:
             validate(Bundle(folder))
-    return Bundle(target)
+    clock.append(time.perf_counter())
+    phases = ("trace", "weights", "graph_and_validation")
+    seconds = {name: end - start for name, start, end in zip(phases, clock[:-1], clock[1:], strict=True)}
+    return ExportResult(Bundle(target), seconds)
 
 
 @dataclass(frozen=True)

@@ -132,14 +132,21 @@ def _fold_layer(checkpoint: Checkpoint, j: int, dtype: torch.dtype) -> list[Fold
     tensors += [
         folded("tucker_u", vectors, "dense", lambda: read("tucker_core_u")[0, :, 0], fp32),
         folded("tucker_v", vectors, "dense", lambda: read("tucker_core_v")[0, :, 0], fp32),
-        folded("tucker_cores", cores, "dense", lambda: torch.stack(
-            [read(f"tucker_core.{k}") for k in range(m.tucker_cores)]), fp32),
+        folded(
+            "tucker_cores",
+            cores,
+            "dense",
+            lambda: torch.stack([read(f"tucker_core.{k}") for k in range(m.tucker_cores)]),
+            fp32,
+        ),
     ]
     if m.pre_value_dim:
-        tensors.append(folded("pre_values_proj.weight", (m.pre_value_dim, d), "dense",
-                              lambda: read("pre_values_proj.weight")))
-    tensors.append(folded("values_proj.weight", (d, m.value_dim * m.value_groups), "dense",
-                          lambda: read("values_proj.weight")))
+        tensors.append(
+            folded("pre_values_proj.weight", (m.pre_value_dim, d), "dense", lambda: read("pre_values_proj.weight"))
+        )
+    tensors.append(
+        folded("values_proj.weight", (d, m.value_dim * m.value_groups), "dense", lambda: read("values_proj.weight"))
+    )
     if not m.owns_its_rows:
         virtual = (m.stored_side**2,)
         tensors.append(folded("address_map", virtual, "map", partial(_address_map, checkpoint, j), torch.int32))

@@ -54,7 +54,8 @@ def make_reproducible(model: ir.Model) -> None:
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.graph.name = "umv2"
-    for graph in (model.graph, *model.functions.values()):
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
         for node in ir.traversal.RecursiveGraphIterator(graph):
             node.doc_string = None
             node.metadata_props.clear()

@@ -74,8 +74,9 @@ def trace(config: ModelConfig, layout: TableLayout, dtype: torch.dtype, *, opset
         model = _Traced(folded_model(config, layout, dtype))
     cache_shape = (_BATCH, config.num_heads, _PAST, config.head_size)
     # Every cache tensor is an object of its own: shared ones trace into a graph that is wrong for past > 0, silently.
-    past = [(torch.zeros(cache_shape, dtype=dtype), torch.zeros(cache_shape, dtype=dtype)) for _ in
-            range(config.num_layers)]
+    past = [
+        (torch.zeros(cache_shape, dtype=dtype), torch.zeros(cache_shape, dtype=dtype)) for _ in range(config.num_layers)
+    ]
     cache_axes = {0: "batch", 2: "past_sequence"}
     with _quiet():
         program = torch.onnx.export(
@@ -122,16 +123,14 @@ class _Traced(nn.Module):
         return (output.logits.float(), *present, *output.hidden, *routing)
 
 
-def _translations(signature: LookupSignature) -> dict[Callable[..., Any], Callable[..., Any] | Sequence[Any]]:
+def _translations(signature: LookupSignature) -> dict[Callable[..., Any], Callable[..., Any]]:
     """Torch op -> ONNX node, both ops opaque; a translation to an onnxscript function would be inlined."""
     domain = onnxscript.values.Opset(DOMAIN, VERSION)
 
     def node(schema: OpSchema, inputs: Sequence[Any], **attributes: Any) -> Any:
         return onnxscript.values.Op(domain, schema.name, schema)(*inputs, **attributes, **PLUGIN_ATTRIBUTES)
 
-    def tucker(
-        row_scores: Any, col_scores: Any, u: Any, v: Any, cores: Any, row_topk: int, topk: int
-    ) -> Any:
+    def tucker(row_scores: Any, col_scores: Any, u: Any, v: Any, cores: Any, row_topk: int, topk: int) -> Any:
         return node(tucker_topk_schema(), (row_scores, col_scores, u, v, cores), row_topk=row_topk, topk=topk)
 
     def lookup(

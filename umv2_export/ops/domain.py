@@ -42,8 +42,9 @@ def op_schema(
         doc=doc,
         inputs=[OpSchema.FormalParameter(*parameter) for parameter in inputs],
         outputs=[OpSchema.FormalParameter(*parameter) for parameter in outputs],
-        type_constraints=[(variable, [f"tensor({t})" for t in types], "") for variable, types in
-                          type_constraints.items()],
+        type_constraints=[
+            (variable, [f"tensor({t})" for t in types], "") for variable, types in type_constraints.items()
+        ],
         attributes=[
             *(OpSchema.Attribute(name, kind, required=True) for name, kind in attributes.items()),
             *(OpSchema.Attribute(name, OpSchema.AttrType.STRING, required=True) for name in PLUGIN_ATTRIBUTES),

@@ -232,14 +232,18 @@ class LookupSignature:
         if self.quantized:
             text += _SCALE
         if not self.pre_values:
-            return text + ("weight_TKC = Mul (scores_f, value_scale)\n" if self.quantized else
-                           "weight_TKC = Identity (scores_f)\n")
+            return text + (
+                "weight_TKC = Mul (scores_f, value_scale)\n" if self.quantized else "weight_TKC = Identity (scores_f)\n"
+            )
         text += _PRE_SCORE
         text += "pre_TK1 = Mul (dot_TK1, pre_scale)\n" if self.quantized else "pre_TK1 = Identity (dot_TK1)\n"
         text += _GELU if self.activation == "gelu" else "active_TK1 = Identity (pre_TK1)\n"
         text += "active_scores = Mul (scores_f, active_TK1)\n"
-        return text + ("weight_TKC = Mul (active_scores, value_scale)\n" if self.quantized else
-                       "weight_TKC = Identity (active_scores)\n")
+        return text + (
+            "weight_TKC = Mul (active_scores, value_scale)\n"
+            if self.quantized
+            else "weight_TKC = Identity (active_scores)\n"
+        )
 
 
 _CONSTANTS = """

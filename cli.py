@@ -1,0 +1,459 @@
+"""The command line: parse, call, print, exit code.
+
+Results go to stdout, progress and errors to stderr. Heavy imports happen inside the command that needs them.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from umv2_export import __version__
+from umv2_export.errors import CheckFailed, InvalidRequest, Umv2Error
+from umv2_export.names import DTYPES, QUERY_LAYOUTS, RUNTIMES, SCHEMES, TABLE_DTYPES, TARGETS
+from umv2_export.presets import PRESETS
+
+if TYPE_CHECKING:
+    from umv2_export.bundle import Bundle
+    from umv2_export.checkpoint.native import TensorStream
+    from umv2_export.config import ModelConfig
+    from umv2_export.onnx.export import ExportResult
+    from umv2_export.parity import ParityReport
+
+__all__ = ["cli", "main"]
+
+EXIT_INTERRUPTED = 130
+
+# Anonymous memory of `convert` and `init`: imports, and a few pieces of a table.
+NATIVE_MEMORY = 600 * 10**6
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def byte_size(text: str) -> int:
+    """A size such as 2GB (10^9 bytes), 512MiB or 1000000."""
+    number = text.strip().upper().rstrip("KMGIB ")
+    unit = text.strip().upper()[len(number) :].strip()
+    try:
+        size = int(float(number) * _UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        raise click.BadParameter(f"{text!r} is no size; write 2GB, 512MiB or 1000000") from None
+    if size < 1:
+        raise click.BadParameter(f"{text!r} is below one byte; the default is 2GB")
+    return size
+
+
+def token_ids(text: str) -> tuple[int, ...]:
+    """Token ids separated by commas."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no list of token ids; write 1,2,3") from None
+
+
+FOLDER = click.Path(path_type=Path)
+
+LAYOUTS: Mapping[str, Any] = {"auto": None, "released": "released", "per-rank": "per_rank"}
+
+
+def json_option(command: Command) -> Command:
+    """--json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")(command)
+
+
+def output_options(command: Command) -> Command:
+    """-o, --force, --dry-run."""
+    for option in (
+        click.option("--dry-run", is_flag=True, help="Run all checks, print estimated memory and disk; write nothing."),
+        click.option("--force", is_flag=True, help="Replace an output folder that is not empty."),
+        click.option("-o", "--output", required=True, type=FOLDER, help="Output folder."),
+    ):
+        command = option(command)
+    return command
+
+
+def checkpoint_options(command: Command) -> Command:
+    """How a checkpoint is read."""
+    for option in (
+        click.option("--allow-non-finite", is_flag=True, help="Let NaN and infinity in weights through."),
+        click.option(
+            "--query-layout",
+            type=click.Choice(QUERY_LAYOUTS),
+            default="auto",
+            show_default=True,
+            help="Which query serves which side and Tucker rank; auto: as the checkpoint's format says.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="umv2-export")
+def cli() -> None:
+    """Export UltraMemV2 models to ONNX, and prove that the exported model computes the same."""
+
+
+@cli.command()
+@json_option
+def env(as_json: bool) -> None:
+    """Show versions, CPU features, GPU and usable runtimes."""
+    from umv2_export.environment import describe_environment
+    from umv2_export.report import print_description
+
+    facts = describe_environment()
+    print_json(facts) if as_json else print_description(facts)
+
+
+@cli.command()
+@click.argument("path", type=FOLDER)
+@json_option
+def inspect(path: Path, as_json: bool) -> None:
+    """Describe a checkpoint, a bundle or an .onnx file: config, sizes, ops, parameter counts."""
+    from umv2_export.inspection import describe_path
+    from umv2_export.report import print_description
+
+    facts = describe_path(path)
+    print_json(facts) if as_json else print_description(facts)
+
+
+@cli.command()
+@click.argument("official", type=FOLDER)
+@output_options
+@checkpoint_options
+@json_option
+def convert(
+    official: Path,
+    output: Path,
+    query_layout: str,
+    allow_non_finite: bool,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Turn a checkpoint in the authors' format into config.json + safetensors."""
+    from umv2_export.checkpoint import open_checkpoint
+    from umv2_export.checkpoint.native import checkpoint_streams
+    from umv2_export.files import check_target
+
+    check_target(output, force=force, inputs=[official])
+    checkpoint = open_checkpoint(official, query_layout=LAYOUTS[query_layout], allow_non_finite=allow_non_finite)
+    streams = checkpoint_streams(checkpoint)
+    write_native(checkpoint.config, streams, output, checkpoint.tokenizer_files, dry_run=dry_run, as_json=as_json)
+
+
+@cli.command()
+@click.argument("preset", type=click.Choice(sorted(PRESETS)))
+@output_options
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same checkpoint.")
+@click.option(
+    "--scheme",
+    type=click.Choice(SCHEMES),
+    default="released",
+    show_default=True,
+    help="Scale of the tables: 0.02 as released, or the paper's appendix A.",
+)
+@json_option
+def init(preset: str, output: Path, seed: int, scheme: Any, force: bool, dry_run: bool, as_json: bool) -> None:
+    """Write a randomly initialised checkpoint of a published or a tiny size."""
+    from umv2_export.files import check_target
+    from umv2_export.model.initialization import random_tensors
+
+    check_target(output, force=force)
+    config = PRESETS[preset]
+    streams = random_tensors(config, seed=seed, scheme=scheme)
+    write_native(config, streams, output, [], dry_run=dry_run, as_json=as_json)
+
+
+@cli.command()
+@click.argument("checkpoint", type=FOLDER)
+@output_options
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), default="fp32", show_default=True, help="Dense weights, keys and cache."
+)
+@click.option(
+    "--table-dtype",
+    type=click.Choice(TABLE_DTYPES),
+    default="same",
+    show_default=True,
+    help="Values and pre-values; same: as the checkpoint.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(TARGETS),
+    default="any",
+    show_default=True,
+    help="gpu: allow what stock ONNX Runtime on a CPU cannot run; such a bundle is not validated here.",
+)
+@click.option("--opset", type=int, default=18, show_default=True, help="Version of the standard ONNX ops, 18 to 24.")
+@click.option(
+    "--shard-size",
+    type=byte_size,
+    metavar="SIZE",
+    default="2GB",
+    show_default=True,
+    help="Most bytes of one table file.",
+)
+@click.option("--inline-functions", is_flag=True, help="Write standard ops only, for runtimes that know no functions.")
+@click.option("--no-validate", is_flag=True, help="Skip the parity check after the export.")
+@click.option("--atol", type=click.FloatRange(min=0), help="Absolute tolerance of the validation.")
+@click.option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance of the validation.")
+@checkpoint_options
+@json_option
+def onnx(
+    checkpoint: Path,
+    output: Path,
+    dtype: str,
+    table_dtype: str,
+    target: str,
+    opset: int,
+    shard_size: int,
+    inline_functions: bool,
+    no_validate: bool,
+    atol: float | None,
+    rtol: float | None,
+    query_layout: str,
+    allow_non_finite: bool,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Export a checkpoint to a bundle: model.onnx, weights, tables in shards, manifest."""
+    from umv2_export.checkpoint import open_checkpoint
+    from umv2_export.files import check_target, require_free_space
+    from umv2_export.onnx.export import ExportOptions, export_bundle, plan_export
+    from umv2_export.parity import check_bundle
+    from umv2_export.progress import progress_bars
+    from umv2_export.report import print_parity
+
+    check_target(output, force=force, inputs=[checkpoint])
+    source = open_checkpoint(checkpoint, query_layout=LAYOUTS[query_layout], allow_non_finite=allow_non_finite)
+    options = ExportOptions(dtype, table_dtype, opset, shard_size, inline_functions, target)
+    plan = plan_export(source, options)
+    if dry_run:
+        require_free_space(output, plan.disk_bytes)
+        print_dry_run(output, plan.memory_bytes, plan.disk_bytes, as_json=as_json)
+        return
+    validates = not no_validate and target != "gpu"
+    reports: list[ParityReport] = []
+
+    def validate(bundle: "Bundle") -> None:
+        reports.append(check_bundle(bundle, source, ["onnxruntime"], atol=atol, rtol=rtol))
+        if not reports[0].passed:
+            print_parity(reports[0], "the checkpoint", stderr=True)
+            raise CheckFailed(
+                "the exported model does not compute the same as the checkpoint; no bundle was written",
+                where=output,
+                fix="--no-validate writes it anyway, for `umv2-export parity --layerwise` to look into",
+            )
+
+    with progress_bars() as track:
+        result = export_bundle(plan, output, validate=validate if validates else None, track=track)
+    show_export(result, reports[0] if reports else None, as_json=as_json)
+
+
+@cli.command()
+@click.argument("bundle", type=FOLDER)
+@click.option(
+    "--reference", type=FOLDER, help="Checkpoint to compare with; default: the bundle's own weights in torch."
+)
+@click.option(
+    "--runtime",
+    "runtimes",
+    type=click.Choice(RUNTIMES),
+    multiple=True,
+    default=("onnxruntime",),
+    show_default=True,
+    help="Repeatable.",
+)
+@click.option("--layerwise", is_flag=True, help="Compare the residual stream layer by layer.")
+@click.option("--atol", type=click.FloatRange(min=0), help="Absolute tolerance; default by dtype, see docs/parity.md.")
+@click.option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the test inputs.")
+@json_option
+def parity(
+    bundle: Path,
+    reference: Path | None,
+    runtimes: Sequence[str],
+    layerwise: bool,
+    atol: float | None,
+    rtol: float | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Compare a bundle in a runtime with the PyTorch reference; exit 1 on a difference."""
+    from umv2_export.bundle import Bundle
+    from umv2_export.checkpoint import open_checkpoint
+    from umv2_export.parity import check_bundle
+    from umv2_export.report import print_parity
+
+    opened = Bundle(bundle)
+    checkpoint = None if reference is None else open_checkpoint(reference)
+    report = check_bundle(opened, checkpoint, runtimes, atol=atol, rtol=rtol, seed=seed, layerwise=layerwise)
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        print_parity(report, "the bundle's own weights in torch" if reference is None else f"checkpoint {reference}")
+    if not report.passed:
+        sys.exit(CheckFailed.exit_code)
+
+
+@cli.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--prompt", help="Text; needs a tokenizer.json in the bundle.")
+@click.option("--prompt-ids", type=token_ids, metavar="IDS", help="Token ids, such as 1,2,3.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=32, show_default=True, help="Most tokens to add.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-sequence token.")
+@click.option("--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", show_default=True)
+@json_option
+def generate(
+    bundle: Path,
+    prompt: str | None,
+    prompt_ids: tuple[int, ...] | None,
+    max_new_tokens: int,
+    ignore_eos: bool,
+    runtime: str,
+    as_json: bool,
+) -> None:
+    """Continue a prompt greedily, through the KV cache."""
+    from umv2_export.bundle import Bundle
+    from umv2_export.generation import generate_greedily
+    from umv2_export.runtimes import open_runtime
+    from umv2_export.tokenizer import load_tokenizer
+
+    if (prompt is None) == (prompt_ids is None):
+        raise click.UsageError("pass either --prompt or --prompt-ids")
+    opened = Bundle(bundle)
+    tokenizer = None
+    if prompt is not None:
+        if opened.tokenizer_file is None:
+            raise InvalidRequest("the bundle has no tokenizer.json", where=bundle, fix="pass --prompt-ids")
+        tokenizer = load_tokenizer(opened.tokenizer_file)
+        prompt_ids = tuple(tokenizer.encode(prompt).ids)
+    result = generate_greedily(
+        open_runtime(runtime, opened), opened.config, prompt_ids or (), max_new_tokens, stop_at_eos=not ignore_eos
+    )
+    text = None if tokenizer is None else tokenizer.decode(result.token_ids)
+    if as_json:
+        print_json(
+            {
+                "runtime": runtime,
+                "prompt_ids": list(prompt_ids or ()),
+                "token_ids": result.token_ids,
+                "text": text,
+                "prefill_ms": result.prefill_ms,
+                "decode_ms": result.decode_ms,
+            }
+        )
+        return
+    click.echo(text if text is not None else ",".join(str(token) for token in result.token_ids))
+
+
+@cli.command()
+@click.argument("bundle", type=FOLDER)
+@json_option
+def verify(bundle: Path, as_json: bool) -> None:
+    """Check sizes and hashes of a bundle against its manifest."""
+    from umv2_export.bundle import Bundle
+
+    opened = Bundle(bundle)
+    opened.verify()
+    files = opened.manifest.files
+    if as_json:
+        print_json({"bundle": str(bundle), "passed": True, "files": len(files)})
+    else:
+        click.echo(f"{bundle}: {len(files)} files agree with the manifest")
+
+
+def write_native(
+    config: "ModelConfig",
+    streams: "Sequence[TensorStream]",
+    output: Path,
+    extra_files: Iterable[Path],
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Write a native checkpoint and say what was written."""
+    from umv2_export.checkpoint.native import save_checkpoint
+    from umv2_export.config import count_parameters
+    from umv2_export.files import require_free_space
+    from umv2_export.progress import progress_bars
+
+    size = sum(stream.size for stream in streams)
+    require_free_space(output, size)
+    if dry_run:
+        print_dry_run(output, NATIVE_MEMORY, size, as_json=as_json)
+        return
+    with progress_bars() as track:
+        save_checkpoint(output, config, streams, extra_files, track)
+    parameters = count_parameters(config).as_dict()
+    if as_json:
+        files = {file.name: file.stat().st_size for file in sorted(output.iterdir())}
+        print_json({"checkpoint": str(output), "files": files, "parameters": parameters})
+        return
+    from umv2_export.report import format_bytes, format_count
+
+    click.echo(f"{output}: {format_count(parameters['total'])} parameters, {format_bytes(size)}")
+
+
+def show_export(result: "ExportResult", parity: "ParityReport | None", *, as_json: bool) -> None:
+    """Say what an export wrote and what its validation found."""
+    from umv2_export.report import print_export
+
+    bundle = result.bundle
+    if as_json:
+        print_json(
+            {
+                "bundle": str(bundle.path),
+                "files": bundle.manifest.files,
+                "parameters": bundle.manifest.parameters,
+                "bytes": bundle.manifest.bytes,
+                "parity": None if parity is None else parity.as_dict(),
+                "seconds": result.seconds,
+            }
+        )
+        return
+    print_export(bundle, parity)
+
+
+def print_dry_run(output: Path, memory: int, disk: int, *, as_json: bool) -> None:
+    """What a run would need."""
+    if as_json:
+        print_json({"dry_run": True, "output": str(output), "peak_memory_bytes": memory, "disk_bytes": disk})
+        return
+    from umv2_export.report import format_bytes
+
+    click.echo(f"{output}: needs {format_bytes(disk)} of disk and about {format_bytes(memory)} of memory")
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """One JSON object on stdout; NaN is no JSON."""
+    click.echo(json.dumps(document, indent=2, allow_nan=False, default=dict))
+
+
+def main() -> NoReturn:
+    """Run the command line; a user's mistake ends with a message and its exit code, never with a traceback."""
+    try:
+        cli.main(standalone_mode=False)
+    except Umv2Error as error:
+        if "--json" in sys.argv:
+            print_json(error.as_json())
+        click.echo(f"error: {error.message()}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; no output was left", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

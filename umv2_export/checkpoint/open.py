@@ -1,0 +1,39 @@
+"""A folder of either format is recognised by its configuration file."""
+
+from pathlib import Path
+
+from umv2_export.checkpoint import native, official
+from umv2_export.checkpoint.checkpoint import Checkpoint
+from umv2_export.config import QueryLayout
+from umv2_export.errors import InputRejected
+
+__all__ = ["open_checkpoint"]
+
+
+def open_checkpoint(
+    path: Path, *, query_layout: QueryLayout | None = None, allow_non_finite: bool = False
+) -> Checkpoint:
+    """Open a checkpoint folder of either format.
+
+    Args:
+        path: folder with config.yaml and model.pt (or rank_*/model.pt), or with config.json and *.safetensors.
+        query_layout: read the query projection in this layout; None: as the format says.
+        allow_non_finite: let NaN and infinity in weights through.
+
+    Raises:
+        InputRejected: something is missing, corrupt, unsafe or inconsistent.
+        Unsupported: a field or tensor that is not implemented.
+    """
+    if not path.exists():
+        raise InputRejected("no such checkpoint folder", where=path)
+    if not path.is_dir():
+        raise InputRejected("a checkpoint is a folder, this is a file", where=path, fix=f"pass {path.parent}")
+    if (path / official.CONFIG_FILE).exists():
+        return official.read_checkpoint(path, query_layout=query_layout, allow_non_finite=allow_non_finite)
+    if (path / native.CONFIG_FILE).exists():
+        return native.read_checkpoint(path, query_layout=query_layout, allow_non_finite=allow_non_finite)
+    raise InputRejected(
+        "the folder holds no checkpoint",
+        where=path,
+        why=f"neither {official.CONFIG_FILE} (the authors' format) nor {native.CONFIG_FILE} (native) is there",
+    )

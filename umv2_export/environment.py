@@ -1,0 +1,87 @@
+"""What this machine offers: versions, CPU features, GPU."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from pathlib import Path
+
+from umv2_export import __version__
+from umv2_export.names import RUNTIMES
+
+__all__ = ["describe_environment"]
+
+PACKAGES = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnx-ir",
+    "safetensors",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tokenizers",
+    "openvino",
+    "triton",
+    "tensorrt",
+)
+
+# What the kernels of runtimes look for.
+CPU_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "sve")
+
+
+def describe_environment() -> dict[str, object]:
+    """Versions of packages (None: not installed), processor, memory, GPU, and the runtimes that can be used."""
+    packages = {name: _version(name) for name in PACKAGES}
+    has_onnxruntime = packages["onnxruntime"] is not None or packages["onnxruntime-gpu"] is not None
+    available = {"torch": True, "onnxruntime": has_onnxruntime}
+    return {
+        "umv2_export": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": {
+            "architecture": platform.machine(),
+            "model": _cpu_model(),
+            "cores": len(os.sched_getaffinity(0)),
+            "features": [name for name in CPU_FEATURES if name in _cpu_flags()],
+        },
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpu": _gpu(),
+        "packages": packages,
+        "runtimes": {name: available[name] for name in RUNTIMES},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_info(field: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.split("\t")[0].strip() == field), "")
+
+
+def _cpu_model() -> str:
+    return _cpu_info("model name") or platform.processor() or "unknown"
+
+
+def _cpu_flags() -> set[str]:
+    return set((_cpu_info("flags") or _cpu_info("Features")).split())
+
+
+def _gpu() -> str | None:
+    """The GPU that the driver names, or None; torch is not asked, its CPU build sees none."""
+    folder = Path("/proc/driver/nvidia/gpus")
+    if not folder.is_dir():
+        return None
+    names = []
+    for entry in sorted(folder.iterdir()):
+        lines = (entry / "information").read_text(encoding="utf-8", errors="replace").splitlines()
+        names += [line.partition(":")[2].strip() for line in lines if line.startswith("Model")]
+    return ", ".join(names) or None

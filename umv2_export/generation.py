@@ -1,0 +1,62 @@
+"""Greedy generation through the KV cache, in any runtime."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from umv2_export.config import ModelConfig
+from umv2_export.errors import InvalidRequest
+from umv2_export.runtimes import Runtime, StepInput, empty_cache
+
+__all__ = ["Generation", "generate_greedily"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A continuation.
+
+    Attributes:
+        token_ids: the new tokens, without the prompt.
+        prefill_ms: time of the first forward, in ms.
+        decode_ms: mean time of a later one, in ms; None when there was none.
+    """
+
+    token_ids: list[int]
+    prefill_ms: float
+    decode_ms: float | None
+
+
+def generate_greedily(
+    runtime: Runtime,
+    config: ModelConfig,
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    *,
+    stop_at_eos: bool = True,
+) -> Generation:
+    """Continue a prompt with the best token each time, until the end-of-sequence token or the limit.
+
+    Raises:
+        InvalidRequest: the prompt is empty or holds ids outside the vocabulary.
+    """
+    bad = [token for token in prompt_ids if not 0 <= token < config.vocab_size]
+    if bad or not prompt_ids:
+        what = f"prompt id {bad[0]} is outside the vocabulary of {config.vocab_size}" if bad else "the prompt is empty"
+        raise InvalidRequest(what)
+    ids = np.array([list(prompt_ids)], dtype=np.int64)
+    past = empty_cache(config, 1)
+    length, tokens, times = 0, list[int](), list[float]()
+    while len(tokens) < max_new_tokens:
+        length += ids.shape[1]
+        started = time.perf_counter()
+        output = runtime.run(StepInput(ids, np.ones((1, length), dtype=np.int64), past))
+        times.append((time.perf_counter() - started) * 1e3)
+        past = output.present
+        token = int(output.logits[0, -1, : config.vocab_size].argmax())
+        tokens.append(token)
+        if stop_at_eos and token == config.eos_token_id:
+            break
+        ids = np.array([[token]], dtype=np.int64)
+    return Generation(tokens, times[0], float(np.mean(times[1:])) if len(times) > 1 else None)

@@ -1,0 +1,10 @@
+"""Names that a user may type. Free of heavy imports: the command line offers them as choices."""
+
+__all__ = ["DTYPES", "QUERY_LAYOUTS", "RUNTIMES", "SCHEMES", "TABLE_DTYPES", "TARGETS"]
+
+RUNTIMES = ("torch", "onnxruntime")
+DTYPES = ("fp32", "fp16", "bf16")
+TABLE_DTYPES = ("same", *DTYPES, "int8")
+TARGETS = ("any", "gpu")
+QUERY_LAYOUTS = ("auto", "released", "per-rank")
+SCHEMES = ("released", "principled")

@@ -1,0 +1,7 @@
+"""Compare a runtime with the reference, tell near ties from errors, and find the first layer that differs."""
+
+from umv2_export.parity.cases import Case, parity_cases
+from umv2_export.parity.compare import Check, Tolerance
+from umv2_export.parity.run import ParityReport, check_bundle, check_parity
+
+__all__ = ["Case", "Check", "ParityReport", "Tolerance", "check_bundle", "check_parity", "parity_cases"]

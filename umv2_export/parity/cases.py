@@ -1,0 +1,58 @@
+"""The calls at which parity is checked: every one that serves a user of the graph."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from umv2_export.config import ModelConfig
+from umv2_export.runtimes import Runtime, StepInput, empty_cache
+from umv2_export.runtimes.base import Array, Cache
+
+__all__ = ["Case", "parity_cases"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call.
+
+    Attributes:
+        name: shown in reports.
+        step: the input; a past comes from the reference, so that both sides continue from the same cache.
+    """
+
+    name: str
+    step: StepInput
+
+    @property
+    def real_tokens(self) -> Array:
+        """Boolean [B, S]: positions that are no padding."""
+        sequence = self.step.input_ids.shape[1]
+        return np.asarray(self.step.attention_mask[:, -sequence:] > 0)
+
+
+def parity_cases(config: ModelConfig, reference: Runtime, *, seed: int = 0) -> Iterator[Case]:
+    """Prefill at batch 1 and 3, decode, a chunk on top of a cache, a padded batch, and a decode step after it."""
+    rng = np.random.default_rng(seed)
+
+    def tokens(batch: int, sequence: int) -> Array:
+        return rng.integers(0, config.vocab_size, (batch, sequence), dtype=np.int64)
+
+    def step(ids: Array, mask: Array | None = None, past: Cache | None = None) -> StepInput:
+        batch = len(ids)
+        cache = empty_cache(config, batch) if past is None else past
+        length = cache[0][0].shape[2]
+        ones = np.ones((batch, length + ids.shape[1]), dtype=np.int64)
+        return StepInput(ids, ones if mask is None else mask, cache)
+
+    yield Case("prefill 1x1", step(tokens(1, 1)))
+    yield Case("prefill 1x17", step(tokens(1, 17)))
+    prefill = step(tokens(3, 9))
+    yield Case("prefill 3x9", prefill)
+    past = reference.run(prefill).present
+    yield Case("decode 3x1, past 9", step(tokens(3, 1), past=past))
+    yield Case("chunk 3x4, past 9", step(tokens(3, 4), past=past))
+    padded = step(tokens(3, 8), mask=np.array([[0] * pad + [1] * (8 - pad) for pad in (0, 3, 7)], dtype=np.int64))
+    yield Case("left-padded 3x8", padded)
+    mask = np.concatenate([padded.attention_mask, np.ones((3, 1), dtype=np.int64)], axis=1)
+    yield Case("decode after padding", step(tokens(3, 1), mask=mask, past=reference.run(padded).present))

@@ -1,0 +1,187 @@
+"""Rows that two sides retrieved differently: were the scores nearly tied, or is one side wrong?
+
+A row at rank K and one at rank K + 1 may swap when their scores are closer than rounding; the output then moves by the
+whole difference of two rows. So outputs are compared once both sides use the same rows, and the swap itself is judged
+by the scores: those of both sides must agree, and the runtime's choice must be right for its own scores.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import cast
+
+import numpy as np
+import torch
+
+from umv2_export.model import LanguageModel
+from umv2_export.model.memory import MemoryLayer, scores_at
+from umv2_export.ops import tucker_topk
+from umv2_export.parity.compare import Tolerance, root_mean_square
+from umv2_export.runtimes.base import Array
+
+__all__ = ["RowSwap", "judge_routing"]
+
+# fp32 sums in another order: what separates two correct computations of a score, relative to its size.
+SCORE_REORDERING = 1e-4
+
+# Retrieval on equal scores differs by the order of a few fp32 additions only.
+RETRIEVAL_REORDERING = 1e-5
+
+
+@dataclass(frozen=True)
+class RowSwap:
+    """A token and head for which one memory layer retrieved other rows than the reference.
+
+    Attributes:
+        layer, token, head: where.
+        stage: 1 if the sets of row or column keys differ already, else 2.
+        only_reference, only_runtime: virtual addresses.
+        gap: by how much the runtime's choice lies below the reference's threshold, in the reference's scores.
+        threshold: the last score that the reference lets in.
+    """
+
+    layer: int
+    token: int
+    head: int
+    stage: int
+    only_reference: list[int]
+    only_runtime: list[int]
+    gap: float
+    threshold: float
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+def judge_routing(
+    model: LanguageModel,
+    reference: Mapping[str, Array],
+    runtime: Mapping[str, Array],
+    tolerance: Tolerance,
+    real_tokens: Array,
+) -> tuple[list[RowSwap], str | None]:
+    """Find the swaps of all memory layers, and what about them rounding does not explain.
+
+    Args:
+        model: the reference, for its Tucker cores.
+        reference: probes of the reference, run with the runtime's rows.
+        runtime: probes of the runtime.
+        tolerance: for scores, through the dtype.
+        real_tokens: boolean [T]; padding is not judged.
+
+    Returns:
+        swaps, and the problem in a sentence or None.
+    """
+    swaps: list[RowSwap] = []
+    problem = None
+    for j, layer in enumerate(cast("Iterable[MemoryLayer]", model.transformer.mem_blocks)):
+        u, v, cores = layer.tucker()
+        topk = (layer.memory.row_topk, layer.memory.topk)
+        ours, theirs = _Scores(reference, j, u, v, cores, topk), _Scores(runtime, j, u, v, cores, topk)
+        problem = problem or _score_problem(j, ours, theirs, tolerance, real_tokens)
+        problem = problem or _retrieval_problem(j, theirs, runtime[f"addresses.{j}"], real_tokens)
+        swaps += _layer_swaps(j, ours, theirs, runtime[f"addresses.{j}"], real_tokens)
+    return swaps, problem
+
+
+class _Scores:
+    """Both stages of one layer's retrieval, recomputed from its key scores."""
+
+    def __init__(
+        self,
+        probes: Mapping[str, Array],
+        layer: int,
+        u: torch.Tensor,
+        v: torch.Tensor,
+        cores: torch.Tensor,
+        topk: tuple[int, int],
+    ) -> None:
+        self.row_topk = topk[0]
+        row, col = (torch.from_numpy(probes[f"{side}_scores.{layer}"]).float() for side in ("row", "col"))
+        self.keys = (row, col)
+        self.merged_THN = [(keys * vector[:, None]).sum(-1) for keys, vector in zip(self.keys, (u, v), strict=True)]
+        self.cores = cores
+        addresses, scores = tucker_topk(*self.keys, u, v, cores, *topk)
+        heads = u.shape[0]
+        self.addresses_THK = addresses.unflatten(1, (heads, -1))
+        self.totals_THK = scores.sum(-1).unflatten(1, (heads, -1))
+
+    def totals_at(self, addresses_TK: torch.Tensor) -> torch.Tensor:
+        """Sum over the cores of the scores at virtual addresses: [T, H, K]."""
+        totals_TK = scores_at(addresses_TK, *self.keys, self.cores).sum(-1)
+        return totals_TK.reshape(*self.addresses_THK.shape[:2], -1)
+
+    def margins(self) -> torch.Tensor:
+        """Per token and head, the smaller distance between the last key let in and the first kept out: [T, H]."""
+        margins = []
+        for merged in self.merged_THN:
+            if self.row_topk == merged.shape[-1]:
+                margins.append(torch.full(merged.shape[:2], torch.inf))
+            else:
+                top = merged.topk(self.row_topk + 1).values
+                margins.append(top[..., -2] - top[..., -1])
+        return torch.minimum(*margins)
+
+
+def _score_problem(j: int, ours: _Scores, theirs: _Scores, tolerance: Tolerance, real_tokens: Array) -> str | None:
+    real = torch.from_numpy(real_tokens)
+    for side, mine, other in zip(("row", "column"), ours.keys, theirs.keys, strict=True):
+        error = float((mine - other)[real].abs().max())
+        allowed = max(SCORE_REORDERING, tolerance.relative_rounding) * root_mean_square(mine[real].numpy())
+        if not error <= allowed:
+            return f"memory layer {j}: {side} scores differ by {error:.3g}, rounding explains {allowed:.3g}"
+    return None
+
+
+def _retrieval_problem(j: int, theirs: _Scores, addresses: Array, real_tokens: Array) -> str | None:
+    """Is the runtime's choice the top-k of its own scores?"""
+    chosen = theirs.totals_at(torch.from_numpy(addresses)).sort(-1).values
+    best = theirs.totals_THK.sort(-1).values
+    scale = best.abs().amax()
+    wrong_TH = (best - chosen).abs().amax(-1) > RETRIEVAL_REORDERING * scale
+    # Keys tied in stage 1 to within fp32 rounding may be let in by either side, with other cells behind them.
+    merged_scale = max(float(merged.abs().max()) for merged in theirs.merged_THN)
+    wrong_TH &= theirs.margins() > RETRIEVAL_REORDERING * merged_scale
+    wrong_TH &= torch.from_numpy(real_tokens)[:, None]
+    if not bool(wrong_TH.any()):
+        return None
+    token, head = (int(i) for i in wrong_TH.nonzero()[0])
+    return f"memory layer {j}: token {token}, head {head} did not retrieve the best rows of the runtime's own scores"
+
+
+def _layer_swaps(j: int, ours: _Scores, theirs: _Scores, addresses: Array, real_tokens: Array) -> list[RowSwap]:
+    heads = ours.addresses_THK.shape[1]
+    chosen_THK = torch.from_numpy(addresses).unflatten(1, (heads, -1))
+    chosen_totals_THK = ours.totals_at(torch.from_numpy(addresses))
+    different = (ours.addresses_THK.sort(-1).values != chosen_THK.sort(-1).values).any(-1)
+    swaps = []
+    for token, head in different.nonzero().tolist():
+        if not real_tokens[token]:
+            continue
+        mine, other = ours.addresses_THK[token, head], chosen_THK[token, head]
+        only_reference = sorted(set(mine.tolist()) - set(other.tolist()))
+        only_runtime = sorted(set(other.tolist()) - set(mine.tolist()))
+        stage1 = [
+            _stage1_gap(merged[token, head], runtime_merged[token, head], ours.row_topk)
+            for merged, runtime_merged in zip(ours.merged_THN, theirs.merged_THN, strict=True)
+        ]
+        gap, threshold = max(stage1)
+        if gap > 0:
+            swaps.append(RowSwap(j, token, head, 1, only_reference, only_runtime, gap, threshold))
+            continue
+        threshold = float(ours.totals_THK[token, head].min())
+        gap = threshold - float(chosen_totals_THK[token, head].min())
+        swaps.append(RowSwap(j, token, head, 2, only_reference, only_runtime, gap, threshold))
+    return swaps
+
+
+def _stage1_gap(reference: torch.Tensor, runtime: torch.Tensor, row_topk: int) -> tuple[float, float]:
+    """How far below the reference's threshold the worst key lies that the runtime let in; and the threshold."""
+    threshold = float(reference.topk(row_topk).values[-1])
+    let_in = runtime.topk(row_topk).indices
+    return max(0.0, threshold - float(reference[let_in].min())), threshold
+
+
+def largest_gap(swaps: list[RowSwap]) -> float:
+    """The largest gap of all swaps, relative to its threshold."""
+    return max((swap.gap / max(abs(swap.threshold), float(np.finfo(np.float32).tiny)) for swap in swaps), default=0.0)

@@ -1,0 +1,164 @@
+"""What a person reads on stdout: tables and short lines."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from umv2_export.bundle import Bundle
+from umv2_export.parity import ParityReport
+
+__all__ = ["format_bytes", "format_count", "print_description", "print_export", "print_parity"]
+
+_STYLES = {"pass": "green", "ambiguous": "yellow", "fail": "bold red"}
+
+
+def format_bytes(size: float) -> str:
+    """Decimal units, as disks are sold."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.4g} {unit}"
+    return f"{size:.0f} bytes"
+
+
+def format_count(number: float) -> str:
+    """Parameters, in the units of model names."""
+    for unit, factor in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if number >= factor:
+            return f"{number / factor:.4g}{unit}"
+    return f"{number:.0f}"
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """Never wraps: a table that is piped into a file keeps its columns."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=200)
+
+
+def _number(value: float | None, digits: str = ".2e") -> str:
+    return "not finite" if value is None else format(value, digits)
+
+
+def print_export(bundle: Bundle, parity: ParityReport | None) -> None:
+    """Files, parameters, and what the validation found."""
+    console = _console()
+    manifest = bundle.manifest
+    counts = manifest.parameters
+    size = sum(facts["size"] for facts in manifest.files.values())
+    console.print(f"{bundle.path}: {len(manifest.files)} files, {format_bytes(size)}", highlight=False)
+    console.print(
+        f"parameters: {format_count(counts['total'])} in all, {format_count(counts['activated'])} activated a token "
+        f"(dense {format_count(counts['dense'])}, keys {format_count(counts['keys'])}, "
+        f"rows {format_count(counts['rows'])})",
+        highlight=False,
+    )
+    stored = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in manifest.bytes.items() if size)
+    console.print(
+        f"stored: {stored}; dense {manifest.dtype}, tables {manifest.table_dtype}, opset {manifest.opset}, "
+        f"query layout {manifest.query_layout}",
+        highlight=False,
+    )
+    if parity is None:
+        console.print("not validated")
+    else:
+        print_parity(parity, "the checkpoint")
+
+
+def print_parity(report: ParityReport, reference: str, *, stderr: bool = False) -> None:
+    """The checks as a table, notes below it, and the verdict."""
+    console = _console(stderr=stderr)
+    table = Table(title=f"Parity with {reference}", title_justify="left")
+    for heading in ("runtime", "case", "output", "status"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("max abs", "median abs", "same rows", "allowed", "would pass at", "argmax"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for check in report.checks:
+        table.add_row(
+            check.runtime,
+            check.case,
+            check.output,
+            Text(check.status, style=_STYLES[check.status]),
+            _number(check.max_abs),
+            _number(check.median_abs),
+            "" if check.max_abs_same_rows is None else _number(check.max_abs_same_rows),
+            _number(check.atol),
+            _number(check.required_atol),
+            "" if check.argmax_agreement is None else f"{check.argmax_agreement:.1%}",
+        )
+    console.print(table)
+    for check in report.checks:
+        if check.note:
+            console.print(f"{check.status}: {check.case}, {check.output}: {check.note}", highlight=False)
+    _print_layers(console, report)
+    ambiguous = [check for check in report.checks if check.status == "ambiguous"]
+    more = f", {len(ambiguous)} of them ambiguous (rows swapped at near ties)" if ambiguous else ""
+    console.print(f"parity {'passed' if report.passed else 'FAILED'}: {len(report.checks)} checks{more}")
+    needed = [
+        check.max_abs_same_rows if check.status == "ambiguous" else check.required_atol for check in report.checks
+    ]
+    finite = [value for value in needed if value is not None]
+    if len(finite) == len(needed):
+        console.print(f"tolerance that would have passed every check: --atol {max(finite):.2g}", highlight=False)
+
+
+def _print_layers(console: Console, report: ParityReport) -> None:
+    """For each case, the residual stream layer by layer, up to the first that differs."""
+    if not report.layers:
+        return
+    table = Table(title="Largest difference of the residual stream at the input of each block", title_justify="left")
+    table.add_column("case", no_wrap=True)
+    count = 1 + max(layer.layer for layer in report.layers)
+    for layer in range(count - 1):
+        table.add_column(f"block {layer}", justify="right")
+    table.add_column("final norm", justify="right")
+    for case in dict.fromkeys(layer.case for layer in report.layers):
+        row = [layer for layer in report.layers if layer.case == case][:count]
+        cells = [Text(_number(layer.max_abs), style="bold red" if layer.differs else "") for layer in row]
+        table.add_row(case, *cells)
+    console.print(table)
+    first = next((layer for layer in report.layers if layer.differs), None)
+    if first is None:
+        console.print("no layer differs")
+        return
+    where = "the embedding" if first.layer == 0 else f"block {first.layer - 1} or the memory layer added after it"
+    if first.layer == count - 1:
+        where += ", or the final norm"
+    console.print(f"first difference: {where} ({first.case})", highlight=False)
+
+
+def print_description(description: Mapping[str, Any]) -> None:
+    """Nested facts as an indented list; long lists are cut to the first and the last entry."""
+    console = _console()
+
+    def show(name: str, value: object, indent: int, parent: str = "") -> None:
+        pad = "  " * indent
+        if isinstance(value, Mapping):
+            console.print(f"{pad}{name}", highlight=False, markup=False)
+            for key, entry in value.items():
+                show(str(key), entry, indent + 1, name)
+        elif isinstance(value, Sequence) and not isinstance(value, str) and value and isinstance(value[0], Mapping):
+            console.print(f"{pad}{name} ({len(value)})", highlight=False, markup=False)
+            for entry in value if len(value) <= 4 else (*value[:3], value[-1]):
+                facts = "  ".join(str(fact) for fact in entry.values())
+                console.print(f"{pad}  {facts}", highlight=False, markup=False)
+        else:
+            console.print(f"{pad}{name}: {_plain(name, value, parent)}", highlight=False, markup=False)
+
+    for name, value in description.items():
+        show(name, value, 0)
+
+
+def _plain(name: str, value: object, parent: str) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and (name in ("size", "memory_bytes") or parent in ("files", "bytes")):
+        return f"{value:,} ({format_bytes(value)})"
+    if isinstance(value, int) and parent == "parameters":
+        return f"{value:,} ({format_count(value)})"
+    if isinstance(value, list | tuple):
+        return ", ".join(str(entry) for entry in value) or "none"
+    return str(value)

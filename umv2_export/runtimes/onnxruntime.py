@@ -1,0 +1,83 @@
+"""Stock ONNX Runtime on the CPU: no library of ours, the function bodies run."""
+
+from typing import Any
+
+import numpy as np
+
+from umv2_export.bundle import Bundle
+from umv2_export.errors import EnvironmentUnfit, InputRejected, Unsupported
+from umv2_export.onnx.trace import probe_names
+from umv2_export.runtimes.base import Array, StepInput, StepOutput
+
+__all__ = ["OnnxRuntime"]
+
+PROVIDER = "CPUExecutionProvider"
+
+
+class OnnxRuntime:
+    """A session over a bundle's graph.
+
+    Raises:
+        EnvironmentUnfit: the package is not installed.
+        Unsupported: the bundle holds arithmetic that the CPU provider lacks.
+        InputRejected: ONNX Runtime refuses the graph.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, bundle: Bundle) -> None:
+        if bundle.manifest.target == "gpu":
+            raise Unsupported(
+                "this bundle was written for GPU runtimes: stock ONNX Runtime on a CPU runs no bf16 arithmetic",
+                where=bundle.path,
+                fix="export with --dtype fp16, or --dtype fp32 --table-dtype bf16",
+            )
+        self._bundle = bundle
+        self._cache_dtype = {"fp32": np.float32, "fp16": np.float16}[bundle.manifest.dtype]
+        self._session = self._open(bundle.model_file)
+        self._probe_session: Any = None
+
+    def run(self, step: StepInput, *, probe: bool = False) -> StepOutput:
+        """One forward."""
+        if probe and self._probe_session is None:
+            self._probe_session = self._open(self._graph_with_probes())
+        feed: dict[str, Array] = {"input_ids": step.input_ids, "attention_mask": step.attention_mask}
+        for i, (keys, values) in enumerate(step.past):
+            feed[f"past_key_values.{i}.key"] = keys.astype(self._cache_dtype)
+            feed[f"past_key_values.{i}.value"] = values.astype(self._cache_dtype)
+        session = self._probe_session if probe else self._session
+        outputs = dict(zip((output.name for output in session.get_outputs()), session.run(None, feed), strict=True))
+        present = [
+            (outputs[f"present.{i}.key"].astype(np.float32), outputs[f"present.{i}.value"].astype(np.float32))
+            for i in range(len(step.past))
+        ]
+        probes = {name: outputs[name] for name in outputs if probe and name in probe_names(self._bundle.config)}
+        return StepOutput(outputs["logits"].astype(np.float32), present, probes)
+
+    def _open(self, model: Any) -> Any:
+        try:
+            import onnxruntime  # noqa: PLC0415 - an optional package
+        except ImportError as error:
+            raise EnvironmentUnfit(
+                "ONNX Runtime is not installed", fix="pip install 'umv2-export[cpu]' (or onnxruntime-gpu)"
+            ) from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        # A graph given as bytes finds its external data here.
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(self._bundle.path.resolve())
+        )
+        source = model if isinstance(model, bytes) else str(model)
+        try:
+            return onnxruntime.InferenceSession(source, options, providers=[PROVIDER])
+        except Exception as error:  # its exception classes share no base but Exception
+            raise InputRejected(
+                "ONNX Runtime refuses the graph", where=self._bundle.model_file, why=str(error).strip()
+            ) from error
+
+    def _graph_with_probes(self) -> bytes:
+        """The graph, its inner values declared as outputs too."""
+        model = self._bundle.graph()
+        for name in probe_names(self._bundle.config):
+            model.graph.output.add().name = name
+        return bytes(model.SerializeToString())

@@ -1,0 +1,101 @@
+"""PyTorch in fp32: the literal reference of a checkpoint, or the folded model rebuilt from a bundle's weights."""
+
+import numpy as np
+import torch
+
+from umv2_export.bundle import MODEL_FILE, Bundle
+from umv2_export.checkpoint import Checkpoint
+from umv2_export.dtypes import torch_dtype
+from umv2_export.errors import InputRejected
+from umv2_export.model import LanguageModel, reference_model
+from umv2_export.model.folded import folded_model
+from umv2_export.model.transformer import ModelOutput
+from umv2_export.runtimes.base import Array, Cache, StepInput, StepOutput
+
+__all__ = ["TorchRuntime"]
+
+
+class TorchRuntime:
+    """A torch model behind the interface of the runtimes; its arithmetic is fp32 whatever its weights were stored in.
+
+    Args:
+        model: the reference or the folded model.
+        cache_dtype: a cache is rounded to it, as the exported graph's own cache is.
+    """
+
+    name = "torch"
+
+    def __init__(self, model: LanguageModel, cache_dtype: torch.dtype = torch.float32) -> None:
+        self.model = model
+        self.cache_dtype = cache_dtype
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, bundle: Bundle) -> "TorchRuntime":
+        """The literal reference, its weights rounded as `bundle` stores them.
+
+        Raises:
+            InputRejected: the bundle was made from another model.
+        """
+        checkpoint = checkpoint.with_query_layout(bundle.config.memory.query_layout)
+        if checkpoint.config != bundle.config:
+            ours, theirs = checkpoint.config.as_dict(), bundle.config.as_dict()
+            field = next(name for name in ours if ours[name] != theirs[name])
+            raise InputRejected(
+                f"the bundle was not made from this checkpoint: {field} is {theirs[field]} in the bundle, "
+                f"{ours[field]} in the checkpoint",
+                where=checkpoint.path,
+            )
+        dtype, table_dtype = torch_dtype(bundle.manifest.dtype), torch_dtype(bundle.manifest.table_dtype)
+        return cls(reference_model(checkpoint, dtype=dtype, table_dtype=table_dtype), dtype)
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> "TorchRuntime":
+        """The folded model, its tables mapped from the bundle.
+
+        Raises:
+            InputRejected: the graph's initializers are not those of the model in the manifest.
+        """
+        with torch.device("meta"):
+            model = folded_model(bundle.config, bundle.layout, torch.float32)
+        expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        weights = bundle.weights()
+        found = {name: tuple(value.shape) for name, value in weights.items()}
+        if found != expected:
+            name = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))[0]
+            raise InputRejected(
+                f"initializer {name!r} has shape {found.get(name)}, the manifest's model needs {expected.get(name)}",
+                where=bundle.path / MODEL_FILE,
+            )
+        state = {
+            name: value if ".rows." in name or not value.is_floating_point() else value.float()
+            for name, value in weights.items()
+        }
+        model.load_state_dict(state, assign=True)
+        return cls(model.requires_grad_(False), torch_dtype(bundle.manifest.dtype))
+
+    def run(self, step: StepInput, *, probe: bool = False) -> StepOutput:
+        """One forward with the model's own routing."""
+        return self._output(self._forward(step, None), probe)
+
+    def run_forced(self, step: StepInput, addresses: list[Array]) -> StepOutput:
+        """One forward that uses the given virtual addresses, per memory layer, instead of its own top-k; probed."""
+        return self._output(self._forward(step, [torch.from_numpy(layer) for layer in addresses]), probe=True)
+
+    @torch.inference_mode()
+    def _forward(self, step: StepInput, forced: list[torch.Tensor] | None) -> ModelOutput:
+        past = [(self._rounded(keys), self._rounded(values)) for keys, values in step.past]
+        ids, mask = torch.from_numpy(step.input_ids), torch.from_numpy(step.attention_mask)
+        output: ModelOutput = self.model(ids, mask, past, forced)
+        return output
+
+    def _rounded(self, array: Array) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.cache_dtype).float()
+
+    def _output(self, output: ModelOutput, probe: bool) -> StepOutput:
+        present: Cache = [(keys.numpy(), values.numpy()) for keys, values in output.present]
+        probes: dict[str, Array] = {}
+        if probe:
+            probes |= {f"hidden.{i}": hidden.numpy() for i, hidden in enumerate(output.hidden)}
+            for j, routing in enumerate(output.routing):
+                probes |= {f"{name}.{j}": np.asarray(value) for name, value in routing._asdict().items()}
+        return StepOutput(output.logits.numpy(), present, probes)
