@@ -1,0 +1,37 @@
+"""Bundles that several tests look at: an export takes about 15 s, so each is made once."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.command import run_command
+from tests.golden import GOLDEN_CASES
+
+GOLDEN = {case.name: case for case in GOLDEN_CASES}
+
+
+class Exports:
+    """Exports golden cases on demand, one folder per case and options."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._results: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def __call__(self, name: str, *options: str) -> tuple[Path, dict[str, Any]]:
+        """The bundle of a golden case, and the JSON that `onnx` printed."""
+        key = (name, *options)
+        output = self._folder / "-".join(part.strip("-") for part in key)
+        if key not in self._results:
+            result = run_command("onnx", GOLDEN[name], "-o", output, *options, "--json")
+            assert result.exit_code == 0, result.stderr
+            self._results[key] = json.loads(result.stdout)
+        return output, self._results[key]
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, dict[str, Any]]]:
+    """Function (golden name, *options) -> (bundle, JSON of the export)."""
+    return Exports(tmp_path_factory.mktemp("exports"))
