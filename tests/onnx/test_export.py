@@ -152,7 +152,7 @@ def test_a_killed_export_leaves_the_old_bundle_and_the_next_one_cleans_up(tmp_pa
     output, partial = tmp_path / "bundle", tmp_path / ".bundle.partial"
     output.mkdir()
     (output / "old").write_text("old")
-    command = [program(), "onnx", GOLDEN["v2_per_rank"], "-o", output, "--force"]
+    command = [program(), "onnx", str(GOLDEN["v2_per_rank"]), "-o", str(output), "--force"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (partial / moment).exists() and process.poll() is None and time.monotonic() < deadline:
