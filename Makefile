@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format bench wheel clean
+.PHONY: demo test test-native lint format bench wheel clean
 
-$(STAMP): pyproject.toml constraints.txt CMakeLists.txt cli.py
+NATIVE := $(wildcard kernels/cpu/* plugins/onnxruntime/*)
+
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt cli.py $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
@@ -16,6 +18,16 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# The kernels again, under AddressSanitizer and UBSan; python itself is not built with them, so they are preloaded.
+SANITIZED := build/sanitized
+test-native: $(STAMP)
+	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DUMV2_SANITIZE=ON \
+		-DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
+	$(BIN)/cmake --build $(SANITIZED)
+	UMV2_KERNEL_LIBRARY=$(SANITIZED)/libumv2_onnxruntime.so ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+		$(BIN)/python -m pytest tests/kernels
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -3,6 +3,28 @@
 This module stays free of heavy imports: `umv2-export --help` loads it.
 """
 
-__all__ = ["__version__"]
+from pathlib import Path
+
+from umv2_export.errors import EnvironmentUnfit
+
+__all__ = ["__version__", "native_library"]
 
 __version__ = "0.1.0"
+
+
+def native_library() -> str:
+    """Path of the custom-op library for ONNX Runtime, for `SessionOptions.register_custom_ops_library`.
+
+    Raises:
+        EnvironmentUnfit: this installation was built without it.
+    """
+    name = "libumv2_onnxruntime.so"
+    # In an editable installation Python files lie in the source tree and built ones in site-packages.
+    for folder in __path__:
+        if (Path(folder) / name).is_file():
+            return str(Path(folder) / name)
+    raise EnvironmentUnfit(
+        f"the native op library {name} is not installed",
+        where=Path(__file__).parent,
+        fix="install the package where a C++ compiler is at hand: pip install .",
+    )

@@ -6,8 +6,10 @@ import os
 import platform
 from pathlib import Path
 
-from umv2_export import __version__
+from umv2_export import __version__, native_library
+from umv2_export.errors import EnvironmentUnfit
 from umv2_export.names import RUNTIMES
+from umv2_export.native_kernels import cpu_target
 
 __all__ = ["describe_environment"]
 
@@ -34,7 +36,12 @@ def describe_environment() -> dict[str, object]:
     """Versions of packages (None: not installed), processor, memory, GPU, and the runtimes that can be used."""
     packages = {name: _version(name) for name in PACKAGES}
     has_onnxruntime = packages["onnxruntime"] is not None or packages["onnxruntime-gpu"] is not None
-    available = {"torch": True, "onnxruntime": has_onnxruntime}
+    native = _native()
+    available = {
+        "torch": True,
+        "onnxruntime": has_onnxruntime,
+        "onnxruntime-native": has_onnxruntime and native is not None,
+    }
     return {
         "umv2_export": __version__,
         "python": platform.python_version(),
@@ -47,6 +54,7 @@ def describe_environment() -> dict[str, object]:
         },
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpu": _gpu(),
+        "native_library": native,
         "packages": packages,
         "runtimes": {name: available[name] for name in RUNTIMES},
     }
@@ -56,6 +64,14 @@ def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _native() -> dict[str, str] | None:
+    """Path of the native op library and the kernels it uses here, or None where it was not built."""
+    try:
+        return {"path": native_library(), "kernels": cpu_target()}
+    except EnvironmentUnfit:
         return None
 
 

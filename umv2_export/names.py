@@ -2,7 +2,7 @@
 
 __all__ = ["DTYPES", "QUERY_LAYOUTS", "RUNTIMES", "SCHEMES", "TABLE_DTYPES", "TARGETS"]
 
-RUNTIMES = ("torch", "onnxruntime")
+RUNTIMES = ("torch", "onnxruntime", "onnxruntime-native")
 DTYPES = ("fp32", "fp16", "bf16")
 TABLE_DTYPES = ("same", *DTYPES, "int8")
 TARGETS = ("any", "gpu")

@@ -77,4 +77,4 @@ def open_runtime(name: str, bundle: Bundle) -> Runtime:
         return TorchRuntime.from_bundle(bundle)
     from umv2_export.runtimes.onnxruntime import OnnxRuntime  # noqa: PLC0415 - it is an optional package
 
-    return OnnxRuntime(bundle)
+    return OnnxRuntime(bundle, native=name == "onnxruntime-native")

@@ -1,9 +1,10 @@
-"""Stock ONNX Runtime on the CPU: no library of ours, the function bodies run."""
+"""ONNX Runtime on the CPU: stock, where the function bodies run, or with our library of native ops."""
 
 from typing import Any
 
 import numpy as np
 
+from umv2_export import native_library
 from umv2_export.bundle import Bundle
 from umv2_export.errors import EnvironmentUnfit, InputRejected, Unsupported
 from umv2_export.onnx.trace import probe_names
@@ -17,15 +18,25 @@ PROVIDER = "CPUExecutionProvider"
 class OnnxRuntime:
     """A session over a bundle's graph.
 
+    Args:
+        bundle: what to run.
+        native: register the library of native ops.
+
     Raises:
         EnvironmentUnfit: the package is not installed.
         Unsupported: the bundle holds arithmetic that the CPU provider lacks.
         InputRejected: ONNX Runtime refuses the graph.
     """
 
-    name = "onnxruntime"
-
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, native: bool = False) -> None:
+        self.name = "onnxruntime-native" if native else "onnxruntime"
+        self._native = native
+        if native and bundle.manifest.functions == "inlined":
+            raise Unsupported(
+                "this bundle holds standard ops only: there is nothing for the native ops to replace",
+                where=bundle.path,
+                fix="export without --inline-functions, or use --runtime onnxruntime",
+            )
         if bundle.manifest.target == "gpu":
             raise Unsupported(
                 "this bundle was written for GPU runtimes: stock ONNX Runtime on a CPU runs no bf16 arithmetic",
@@ -67,6 +78,8 @@ class OnnxRuntime:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(self._bundle.path.resolve())
         )
+        if self._native:
+            options.register_custom_ops_library(native_library())
         source = model if isinstance(model, bytes) else str(model)
         try:
             return onnxruntime.InferenceSession(source, options, providers=[PROVIDER])

@@ -1,0 +1,155 @@
+// umv2::TuckerTopK: two partial selections, no sort.
+#include <algorithm>
+#include <functional>
+#include <limits>
+#include <vector>
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace umv2::UMV2_TARGET {
+namespace {
+
+struct Candidate {
+  float score;
+  int32_t index;
+};
+
+// A total order, so that equal scores are cut the same way whatever the order of the candidates.
+bool better(const Candidate& a, const Candidate& b) {
+  return a.score > b.score || (a.score == b.score && a.index < b.index);
+}
+
+// What one call needs, kept by each thread: an allocation a call would cost more than the selection.
+struct Scratch {
+  std::vector<float> scores;
+  std::vector<float> maxima;
+  std::vector<Candidate> candidates;
+
+  void reserve(int64_t size) {
+    const size_t padded = static_cast<size_t>(size + Vec::kWidth);
+    if (scores.size() < padded) {
+      scores.resize(padded);
+      maxima.resize(padded);
+      candidates.resize(padded);
+    }
+  }
+};
+
+// The k best of the first `size` scores in `scratch` into `chosen`.
+//
+// The k-th largest of the maxima of disjoint blocks is no larger than the k-th best score, since k blocks hold a score
+// of at least that. What lies below it is dropped by one vector comparison for a block.
+void select_best(Scratch& scratch, int64_t size, int64_t k, Candidate* chosen) {
+  float* scores = scratch.scores.data();
+  const int64_t blocks = (size + Vec::kWidth - 1) / Vec::kWidth;
+  std::fill(scores + size, scores + blocks * Vec::kWidth, -std::numeric_limits<float>::infinity());
+  // Infinite keys can give NaN, which has no order: nth_element would run out of its range.
+  for (int64_t x = 0; x < size; ++x) {
+    scores[x] = scores[x] == scores[x] ? scores[x] : -std::numeric_limits<float>::infinity();
+  }
+  float bound = -std::numeric_limits<float>::infinity();
+  if (blocks >= k) {
+    // Maxima of groups of blocks: selecting among 4 k of them is cheap, and few more candidates pass.
+    const int64_t width = std::max<int64_t>(1, blocks / (4 * k));
+    const int64_t groups = blocks / width;
+    float* maxima = scratch.maxima.data();
+    for (int64_t g = 0; g < groups; ++g) {
+      Vec largest = Vec::load(scores + g * width * Vec::kWidth);
+      for (int64_t i = 1; i < width; ++i) largest = max(largest, Vec::load(scores + (g * width + i) * Vec::kWidth));
+      float lanes[Vec::kWidth];
+      largest.store(lanes);
+      maxima[g] = *std::max_element(lanes, lanes + Vec::kWidth);
+    }
+    std::nth_element(maxima, maxima + (k - 1), maxima + groups, std::greater<float>());
+    bound = maxima[k - 1];
+  }
+  Candidate* candidates = scratch.candidates.data();
+  int64_t count = 0;
+  const Vec bounds = Vec::broadcast(bound);
+  for (int64_t b = 0; b < blocks; ++b) {
+    uint32_t mask = at_least(Vec::load(scores + b * Vec::kWidth), bounds);
+    for (; mask; mask &= mask - 1) {
+      const int64_t index = b * Vec::kWidth + __builtin_ctz(mask);
+      if (index < size) candidates[count++] = {scores[index], static_cast<int32_t>(index)};
+    }
+  }
+  if (count > k) std::nth_element(candidates, candidates + (k - 1), candidates + count, better);
+  std::copy(candidates, candidates + k, chosen);
+}
+
+// scores[n] = sum over ranks of keys[n, r] * weights[r].
+void merge_ranks(const float* keys, const float* weights, int64_t size, int64_t ranks, float* scores) {
+  if (ranks == 2) {
+    const float first = weights[0], second = weights[1];
+    for (int64_t n = 0; n < size; ++n) scores[n] = keys[2 * n] * first + keys[2 * n + 1] * second;
+    return;
+  }
+  for (int64_t n = 0; n < size; ++n) {
+    float sum = 0.0f;
+    for (int64_t r = 0; r < ranks; ++r) sum += keys[n * ranks + r] * weights[r];
+    scores[n] = sum;
+  }
+}
+
+}  // namespace
+
+void tucker_topk(const TuckerArgs& args, int64_t token, int64_t head, int64_t* addresses, float* scores) {
+  thread_local Scratch scratch;
+  thread_local std::vector<Candidate> rows, cols, best;
+  thread_local std::vector<float> columns, weights;
+  const int64_t ranks = args.ranks, m = args.row_topk, n = args.keys_per_side;
+  scratch.reserve(std::max(n, m * m));
+  rows.resize(static_cast<size_t>(m));
+  cols.resize(static_cast<size_t>(m));
+  best.resize(static_cast<size_t>(args.topk));
+  columns.resize(static_cast<size_t>(m * ranks));
+  weights.resize(static_cast<size_t>(ranks));
+
+  const int64_t start = (token * args.heads + head) * n * ranks;
+  const float* row_keys = args.row_scores + start;
+  const float* col_keys = args.col_scores + start;
+  merge_ranks(row_keys, args.u + head * ranks, n, ranks, scratch.scores.data());
+  select_best(scratch, n, m, rows.data());
+  merge_ranks(col_keys, args.v + head * ranks, n, ranks, scratch.scores.data());
+  select_best(scratch, n, m, cols.data());
+
+  // Rank-major, so that a row of the grid is a sum of scaled vectors.
+  for (int64_t j = 0; j < m; ++j) {
+    for (int64_t r = 0; r < ranks; ++r) columns[r * m + j] = col_keys[cols[j].index * ranks + r];
+  }
+  const int64_t core_size = ranks * ranks;
+  for (int64_t i = 0; i < m; ++i) {
+    const float* row = row_keys + rows[i].index * ranks;
+    std::fill(weights.begin(), weights.end(), 0.0f);
+    for (int64_t c = 0; c < args.core_count; ++c) {
+      const float* core = args.cores + (c * args.heads + head) * core_size;
+      for (int64_t r = 0; r < ranks; ++r) {
+        for (int64_t s = 0; s < ranks; ++s) weights[s] += row[r] * core[r * ranks + s];
+      }
+    }
+    float* grid = scratch.scores.data() + i * m;
+    for (int64_t j = 0; j < m; ++j) grid[j] = weights[0] * columns[j];
+    for (int64_t s = 1; s < ranks; ++s) {
+      for (int64_t j = 0; j < m; ++j) grid[j] += weights[s] * columns[s * m + j];
+    }
+  }
+  select_best(scratch, m * m, args.topk, best.data());
+
+  for (int64_t k = 0; k < args.topk; ++k) {
+    const int64_t i = rows[best[k].index / m].index, j = cols[best[k].index % m].index;
+    addresses[k] = i * n + j;
+    const float* row = row_keys + i * ranks;
+    const float* col = col_keys + j * ranks;
+    for (int64_t c = 0; c < args.core_count; ++c) {
+      const float* core = args.cores + (c * args.heads + head) * core_size;
+      float sum = 0.0f;
+      for (int64_t r = 0; r < ranks; ++r) {
+        for (int64_t s = 0; s < ranks; ++s) sum += row[r] * core[r * ranks + s] * col[s];
+      }
+      scores[k * args.core_count + c] = sum;
+    }
+  }
+}
+
+}  // namespace umv2::UMV2_TARGET

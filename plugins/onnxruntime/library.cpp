@@ -1,0 +1,45 @@
+// The custom-op library: RegisterCustomOps is what SessionOptions.register_custom_ops_library calls.
+#include <string>
+
+#include "kernels.h"
+#include "ops.h"
+#include "ort_abi.h"
+
+#if defined(__GNUC__)
+#define UMV2_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace {
+
+using namespace umv2::ort;
+
+Status* refuse(const ApiBase* base, const std::string& message) {
+  // Version 1 of the table exists in every runtime, and creating a status is its first slot.
+  return Api(base->get_api(1)).create_status(kFail, message.c_str());
+}
+
+}  // namespace
+
+UMV2_EXPORT Status* RegisterCustomOps(SessionOptions* options, const ApiBase* base) {
+  const void* table = base->get_api(kApiVersion);
+  if (table == nullptr) {
+    return refuse(base, std::string("the umv2 op library needs ONNX Runtime 1.20 or later, this is ") +
+                            base->version_string());
+  }
+  const umv2::Kernels* kernels = umv2::select_kernels();
+  if (kernels == nullptr) {
+    return refuse(base, "UMV2_CPU_TARGET names kernels that this processor does not run; leave it unset");
+  }
+  static const Api api(table);
+  // The domain and its ops live as long as the process: sessions may outlive any handle a caller keeps.
+  static CustomOpDomain* domain = nullptr;
+  if (domain == nullptr) {
+    CustomOpDomain* created = nullptr;
+    if (Status* status = api.create_custom_op_domain("umv2", &created)) return status;
+    for (const CustomOp* op : custom_ops(api)) {
+      if (Status* status = api.add_custom_op(created, op)) return status;
+    }
+    domain = created;
+  }
+  return api.add_custom_op_domain(options, domain);
+}

@@ -1,0 +1,130 @@
+// The part of ONNX Runtime's binary interface for custom ops that this library uses, declared anew: its wheels ship no
+// headers. Slots of the function table and the layout of OrtCustomOp are stable; they are the same at API versions 20
+// and 29. test_native_library.py loads the library into the installed runtime.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace umv2::ort {
+
+// The newest version whose layout is used; ONNX Runtime 1.20 and later know it.
+constexpr uint32_t kApiVersion = 20;
+
+struct Status;
+struct Value;
+struct TensorInfo;
+struct KernelContext;
+struct KernelInfo;
+struct SessionOptions;
+struct CustomOpDomain;
+
+enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
+enum ElementType : int { kUndefined = 0, kFloat = 1, kInt8 = 3, kInt64 = 7, kFloat16 = 10, kBFloat16 = 16 };
+enum Characteristic : int { kRequired = 0, kOptional = 1, kVariadic = 2 };
+
+// The function table: an array of pointers, of which these are called.
+class Api {
+ public:
+  explicit Api(const void* table) : slots_(static_cast<void* const*>(table)) {}
+
+  Status* create_status(ErrorCode code, const char* message) const {
+    return call<Status*(ErrorCode, const char*)>(0)(code, message);
+  }
+  Status* create_custom_op_domain(const char* name, CustomOpDomain** domain) const {
+    return call<Status*(const char*, CustomOpDomain**)>(26)(name, domain);
+  }
+  Status* add_custom_op(CustomOpDomain* domain, const void* op) const {
+    return call<Status*(CustomOpDomain*, const void*)>(27)(domain, op);
+  }
+  Status* add_custom_op_domain(SessionOptions* options, CustomOpDomain* domain) const {
+    return call<Status*(SessionOptions*, CustomOpDomain*)>(28)(options, domain);
+  }
+  Status* tensor_data(Value* value, void** data) const { return call<Status*(Value*, void**)>(51)(value, data); }
+  Status* element_type(const TensorInfo* info, int* type) const {
+    return call<Status*(const TensorInfo*, int*)>(60)(info, type);
+  }
+  Status* rank(const TensorInfo* info, size_t* rank) const {
+    return call<Status*(const TensorInfo*, size_t*)>(61)(info, rank);
+  }
+  Status* dimensions(const TensorInfo* info, int64_t* sizes, size_t rank) const {
+    return call<Status*(const TensorInfo*, int64_t*, size_t)>(62)(info, sizes, rank);
+  }
+  Status* tensor_info(const Value* value, TensorInfo** info) const {
+    return call<Status*(const Value*, TensorInfo**)>(65)(value, info);
+  }
+  Status* attribute_int(const KernelInfo* info, const char* name, int64_t* value) const {
+    return call<Status*(const KernelInfo*, const char*, int64_t*)>(86)(info, name, value);
+  }
+  Status* attribute_string(const KernelInfo* info, const char* name, char* value, size_t* size) const {
+    return call<Status*(const KernelInfo*, const char*, char*, size_t*)>(87)(info, name, value, size);
+  }
+  Status* input_count(const KernelContext* context, size_t* count) const {
+    return call<Status*(const KernelContext*, size_t*)>(88)(context, count);
+  }
+  Status* input(const KernelContext* context, size_t index, const Value** value) const {
+    return call<Status*(const KernelContext*, size_t, const Value**)>(90)(context, index, value);
+  }
+  Status* output(KernelContext* context, size_t index, const int64_t* sizes, size_t rank, Value** value) const {
+    return call<Status*(KernelContext*, size_t, const int64_t*, size_t, Value**)>(91)(context, index, sizes, rank,
+                                                                                       value);
+  }
+  void release_status(Status* status) const { call<void(Status*)>(93)(status); }
+  void release_tensor_info(TensorInfo* info) const { call<void(TensorInfo*)>(99)(info); }
+  Status* parallel_for(const KernelContext* context, void (*body)(void*, size_t), size_t total, void* data) const {
+    // 0 batches: the runtime cuts the range by its own number of threads.
+    return call<Status*(const KernelContext*, void (*)(void*, size_t), size_t, size_t, void*)>(274)(context, body,
+                                                                                                     total, 0, data);
+  }
+
+ private:
+  template <typename Signature>
+  Signature* call(size_t slot) const {
+    return reinterpret_cast<Signature*>(slots_[slot]);
+  }
+
+  void* const* slots_;
+};
+
+struct ApiBase {
+  const void* (*get_api)(uint32_t version);
+  const char* (*version_string)();
+};
+
+// Field for field as version 20 of the interface lays it out.
+struct CustomOp {
+  uint32_t version;
+  void* (*create_kernel)(const CustomOp*, const void*, const KernelInfo*);
+  const char* (*name)(const CustomOp*);
+  const char* (*execution_provider)(const CustomOp*);
+  ElementType (*input_type)(const CustomOp*, size_t);
+  size_t (*input_type_count)(const CustomOp*);
+  ElementType (*output_type)(const CustomOp*, size_t);
+  size_t (*output_type_count)(const CustomOp*);
+  void (*compute)(void*, KernelContext*);
+  void (*destroy)(void*);
+  Characteristic (*input_characteristic)(const CustomOp*, size_t);
+  Characteristic (*output_characteristic)(const CustomOp*, size_t);
+  int (*input_memory_type)(const CustomOp*, size_t);
+  int (*variadic_input_min_arity)(const CustomOp*);
+  int (*variadic_input_homogeneity)(const CustomOp*);
+  int (*variadic_output_min_arity)(const CustomOp*);
+  int (*variadic_output_homogeneity)(const CustomOp*);
+  Status* (*create_kernel_v2)(const CustomOp*, const void*, const KernelInfo*, void**);
+  Status* (*compute_v2)(void*, KernelContext*);
+  Status* (*infer_output_shape)(const CustomOp*, void*);
+  int (*start_version)(const CustomOp*);
+  int (*end_version)(const CustomOp*);
+  size_t (*may_inplace)(int**, int**);
+  void (*release_may_inplace)(int*, int*);
+  size_t (*alias_map)(int**, int**);
+  void (*release_alias_map)(int*, int*);
+};
+
+static_assert(offsetof(CustomOp, create_kernel) == 8);
+static_assert(offsetof(CustomOp, input_memory_type) == 96);
+static_assert(offsetof(CustomOp, create_kernel_v2) == 136);
+static_assert(offsetof(CustomOp, start_version) == 160);
+static_assert(sizeof(CustomOp) == 208);
+
+}  // namespace umv2::ort

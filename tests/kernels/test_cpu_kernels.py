@@ -1,0 +1,240 @@
+"""The CPU kernels by themselves, on every target that this processor runs, against the float64 oracle."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import oracle
+from umv2_export import native_kernels
+from umv2_export.native_kernels import CPU_TARGETS, runnable_targets
+
+Array = npt.NDArray[Any]
+
+RUNNABLE = runnable_targets()
+
+# fp32 sums of up to 100 products of numbers around 1, in any order.
+RTOL, ATOL = 1e-5, 2e-5
+
+targets = pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param(name, marks=[] if name in RUNNABLE else pytest.mark.skip(f"this processor does not run {name}"))
+        for name in CPU_TARGETS
+    ],
+)
+each_target = st.sampled_from(RUNNABLE)
+
+
+def bfloat16_bits(values: Array) -> Array:
+    """The upper halves of fp32 numbers."""
+    return (np.ascontiguousarray(values, dtype=np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def from_bfloat16_bits(bits: Array) -> Array:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+# Name of a row dtype -> (as stored, as numbers).
+ROW_DTYPES: dict[str, Callable[[Array], tuple[Array, Array]]] = {
+    "float32": lambda x: (x.astype(np.float32), x.astype(np.float32)),
+    "float16": lambda x: (x.astype(np.float16), x.astype(np.float16)),
+    "bfloat16": lambda x: (bfloat16_bits(x), from_bfloat16_bits(bfloat16_bits(x))),
+    "int8": lambda x: (np.clip(x * 40, -128, 127).astype(np.int8), np.clip(x * 40, -128, 127).astype(np.int8)),
+}
+
+
+def check_lookup(
+    target: str,
+    *,
+    tokens: int,
+    hits: int,
+    part: int,
+    cores: int = 2,
+    pre_value_dim: int = 0,
+    groups: int = 1,
+    gelu: bool = False,
+    row_dtype: str = "float32",
+    rows: int = 50,
+    rows_per_shard: int = 50,
+    seed: int = 0,
+) -> None:
+    """Compare one random lookup with the oracle."""
+    rng = np.random.default_rng(seed)
+    stored, numbers = ROW_DTYPES[row_dtype](rng.standard_normal((rows, pre_value_dim + part * cores)))
+    cuts = range(0, rows, rows_per_shard)
+    indices = rng.integers(0, rows, (tokens, hits))
+    if hits > 1 and tokens:
+        # The edges of the first shard and of the table.
+        indices[0, 0], indices[0, -1] = rows - 1, min(rows_per_shard, rows) - 1
+    scores = rng.standard_normal((tokens, hits, cores)).astype(np.float32)
+    options: dict[str, Any] = {"groups": groups, "pre_value_dim": pre_value_dim}
+    options["group"] = rng.integers(0, groups, (tokens, hits)) if groups > 1 else None
+    options["query"] = rng.standard_normal((tokens, pre_value_dim)).astype(np.float32) if pre_value_dim else None
+    options["row_scales"] = rng.random((rows, 2)).astype(np.float32) / 40 if row_dtype == "int8" else None
+    shards = [np.ascontiguousarray(stored[cut : cut + rows_per_shard]) for cut in cuts]
+    found = native_kernels.memory_lookup(target, indices, scores, shards, gelu=gelu, row_dtype=row_dtype, **options)
+    expected = oracle.memory_lookup(
+        indices,
+        scores,
+        rows=[numbers[cut : cut + rows_per_shard] for cut in cuts],
+        rows_per_shard=rows_per_shard,
+        activation="gelu" if gelu else "none",
+        **options,
+    )
+    scale = max(1.0, float(np.abs(expected).max(initial=0.0)))
+    np.testing.assert_allclose(found, expected, rtol=RTOL, atol=ATOL * scale)
+
+
+def check_tucker(
+    target: str,
+    *,
+    tokens: int,
+    heads: int,
+    keys: int,
+    ranks: int = 2,
+    cores: int = 2,
+    row_topk: int,
+    topk: int,
+    levels: int = 0,
+    seed: int = 0,
+) -> None:
+    """Compare one random retrieval with the oracle; with `levels`, scores take so few values that many are tied."""
+    rng = np.random.default_rng(seed)
+
+    def scores(*shape: int) -> Array:
+        drawn = rng.integers(-levels, levels + 1, shape) if levels else rng.standard_normal(shape)
+        return drawn.astype(np.float32)
+
+    row, col = scores(tokens, heads, keys, ranks), scores(tokens, heads, keys, ranks)
+    u, v = scores(heads, ranks), scores(heads, ranks)
+    core = rng.standard_normal((cores, heads, ranks, ranks)).astype(np.float32)
+    addresses, found = native_kernels.tucker_topk(target, row, col, u, v, core, row_topk=row_topk, topk=topk)
+    expected_addresses, expected = oracle.tucker_topk(row, col, u, v, core, row_topk=row_topk, topk=topk)
+    assert ((addresses >= 0) & (addresses < keys * keys)).all()
+    shape = (tokens, heads, topk)
+    totals, expected_totals = (np.sort(x.sum(-1).reshape(shape), axis=-1) for x in (found, expected))
+    if levels:
+        # Stage-1 ties let other keys in, with other cells behind them: only what is retrieved must be consistent.
+        at = np.stack([recomputed(row, col, core, addresses)[..., c] for c in range(cores)], -1)
+        np.testing.assert_allclose(found, at, rtol=1e-4, atol=1e-4)
+        assert all(len(set(row)) == topk for row in addresses.reshape(-1, topk).tolist())
+        return
+    np.testing.assert_allclose(totals, expected_totals, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(np.sort(addresses.reshape(shape), -1), np.sort(expected_addresses.reshape(shape), -1))
+
+
+def recomputed(row: Array, col: Array, cores: Array, addresses: Array) -> Array:
+    """Scores of the retrieved addresses from their definition: [T, H*K, C]."""
+    tokens, heads, keys, _ = row.shape
+    result = np.empty((*addresses.shape, len(cores)))
+    per_head = addresses.shape[1] // heads
+    for t in range(tokens):
+        for k, address in enumerate(addresses[t]):
+            h = k // per_head
+            i, j = divmod(int(address), keys)
+            result[t, k] = [row[t, h, i].astype(float) @ core[h] @ col[t, h, j] for core in cores]
+    return result
+
+
+@targets
+@pytest.mark.parametrize("row_dtype", sorted(ROW_DTYPES))
+@pytest.mark.parametrize("pre_value_dim", [0, 5, 24])
+def test_lookup_of_every_row_dtype_agrees_with_the_oracle(target: str, row_dtype: str, pre_value_dim: int) -> None:
+    check_lookup(target, tokens=3, hits=9, part=37, pre_value_dim=pre_value_dim, row_dtype=row_dtype)
+
+
+@targets
+@pytest.mark.parametrize(("tokens", "hits", "part"), [(0, 3, 8), (1, 1, 1), (2, 4, 16), (5, 123, 61), (1, 7, 3)])
+def test_lookup_serves_awkward_sizes(target: str, tokens: int, hits: int, part: int) -> None:
+    check_lookup(target, tokens=tokens, hits=hits, part=part, pre_value_dim=3)
+
+
+@targets
+def test_lookup_reads_shards_whose_last_one_is_shorter(target: str) -> None:
+    check_lookup(target, tokens=4, hits=20, part=8, rows=23, rows_per_shard=5)
+
+
+@targets
+def test_lookup_sums_groups_apart(target: str) -> None:
+    check_lookup(target, tokens=3, hits=18, part=16, groups=4, rows=40, rows_per_shard=15)
+
+
+@targets
+def test_lookup_applies_the_exact_gelu_to_the_scaled_pre_score(target: str) -> None:
+    check_lookup(target, tokens=3, hits=6, part=8, pre_value_dim=16, gelu=True, row_dtype="int8")
+
+
+@targets
+@pytest.mark.parametrize(("row_topk", "topk"), [(1, 1), (3, 9), (8, 8), (40, 64), (40, 1)])
+def test_retrieval_agrees_with_the_oracle(target: str, row_topk: int, topk: int) -> None:
+    check_tucker(target, tokens=3, heads=2, keys=40, row_topk=row_topk, topk=topk)
+
+
+@targets
+@pytest.mark.parametrize(("ranks", "cores"), [(1, 1), (3, 2), (2, 5)])
+def test_retrieval_serves_other_ranks_and_numbers_of_cores(target: str, ranks: int, cores: int) -> None:
+    check_tucker(target, tokens=2, heads=1, keys=33, ranks=ranks, cores=cores, row_topk=6, topk=7)
+
+
+@targets
+def test_retrieval_of_the_published_size_agrees_with_the_oracle(target: str) -> None:
+    check_tucker(target, tokens=2, heads=1, keys=1024, row_topk=64, topk=64)
+
+
+@targets
+def test_retrieval_among_ties_gives_distinct_rows_with_their_own_scores(target: str) -> None:
+    check_tucker(target, tokens=3, heads=1, keys=50, row_topk=9, topk=20, levels=1)
+
+
+@targets
+def test_minus_infinity_scores_are_never_padding(target: str) -> None:
+    row = np.full((1, 1, 5, 1), -np.inf, dtype=np.float32)
+    col = np.zeros((1, 1, 5, 1), dtype=np.float32)
+    one = np.ones((1, 1), dtype=np.float32)
+    addresses, _ = native_kernels.tucker_topk(
+        target, row, col, one, one, np.ones((1, 1, 1, 1), np.float32), row_topk=5, topk=25
+    )
+    assert sorted(addresses[0].tolist()) == list(range(25))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    target=each_target,
+    tokens=st.integers(0, 4),
+    hits=st.integers(1, 40),
+    part=st.integers(1, 40),
+    cores=st.integers(1, 3),
+    pre_value_dim=st.integers(0, 40),
+    groups=st.sampled_from([1, 1, 4]),
+    row_dtype=st.sampled_from(sorted(ROW_DTYPES)),
+    rows=st.integers(2, 30),
+    rows_per_shard=st.integers(1, 30),
+    seed=st.integers(0, 1000),
+)
+def test_lookup_of_random_shapes_agrees_with_the_oracle(target: str, **shape: Any) -> None:
+    check_lookup(target, **shape)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    target=each_target,
+    tokens=st.integers(0, 3),
+    heads=st.integers(1, 3),
+    keys=st.integers(1, 70),
+    ranks=st.integers(1, 4),
+    cores=st.integers(1, 3),
+    levels=st.sampled_from([0, 0, 2]),
+    data=st.data(),
+    seed=st.integers(0, 1000),
+)
+def test_retrieval_of_random_shapes_agrees_with_the_oracle(
+    target: str, keys: int, data: st.DataObject, **shape: Any
+) -> None:
+    row_topk = data.draw(st.integers(1, keys))
+    topk = data.draw(st.integers(1, min(100, row_topk**2)))
+    check_tucker(target, keys=keys, row_topk=row_topk, topk=topk, **shape)

@@ -1,0 +1,217 @@
+"""The CPU kernels of the native op library as functions over numpy arrays, with no runtime around them.
+
+For tests and benchmarks; a model calls them through its runtime. What the ops mean is said in `umv2_export.ops`.
+"""
+
+import ctypes
+import os
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from umv2_export import native_library
+from umv2_export.errors import EnvironmentUnfit
+
+__all__ = ["CPU_TARGETS", "cpu_target", "gather", "load_kernels", "memory_lookup", "runnable_targets", "tucker_topk"]
+
+Array = npt.NDArray[Any]
+
+CPU_TARGETS = ("portable", "avx2", "avx512")
+
+_ROW_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3}
+
+
+class _LookupArgs(ctypes.Structure):
+    """LookupArgs of kernels/cpu/kernels.h."""
+
+    _fields_ = (
+        ("indices", ctypes.c_void_p),
+        ("scores", ctypes.c_void_p),
+        ("group", ctypes.c_void_p),
+        ("query", ctypes.c_void_p),
+        ("row_scales", ctypes.c_void_p),
+        ("shards", ctypes.c_void_p),
+        ("rows_per_shard", ctypes.c_int64),
+        ("hits", ctypes.c_int64),
+        ("cores", ctypes.c_int64),
+        ("pre_value_dim", ctypes.c_int64),
+        ("value_dim", ctypes.c_int64),
+        ("groups", ctypes.c_int64),
+        ("gelu", ctypes.c_bool),
+        ("row_type", ctypes.c_int),
+    )
+
+
+class _TuckerArgs(ctypes.Structure):
+    """TuckerArgs of kernels/cpu/kernels.h."""
+
+    _fields_ = (
+        ("row_scores", ctypes.c_void_p),
+        ("col_scores", ctypes.c_void_p),
+        ("u", ctypes.c_void_p),
+        ("v", ctypes.c_void_p),
+        ("cores", ctypes.c_void_p),
+        ("heads", ctypes.c_int64),
+        ("keys_per_side", ctypes.c_int64),
+        ("ranks", ctypes.c_int64),
+        ("core_count", ctypes.c_int64),
+        ("row_topk", ctypes.c_int64),
+        ("topk", ctypes.c_int64),
+    )
+
+
+@cache
+def load_kernels() -> ctypes.CDLL:
+    """The library: that of the installation, or the one that UMV2_KERNEL_LIBRARY names (a build with sanitizers, say).
+
+    Raises:
+        EnvironmentUnfit: it is not installed.
+    """
+    library = ctypes.CDLL(os.environ.get("UMV2_KERNEL_LIBRARY") or native_library())
+    library.umv2_cpu_target.restype = ctypes.c_char_p
+    return library
+
+
+def cpu_target() -> str:
+    """Name of the kernels that this processor uses.
+
+    Raises:
+        EnvironmentUnfit: UMV2_CPU_TARGET names kernels that it does not run, or the library is not installed.
+    """
+    name: bytes | None = load_kernels().umv2_cpu_target()
+    if name is None:
+        raise EnvironmentUnfit("UMV2_CPU_TARGET names kernels that this processor does not run", fix="leave it unset")
+    return name.decode()
+
+
+def runnable_targets() -> list[str]:
+    """The targets of CPU_TARGETS whose kernels this processor runs."""
+    empty = np.zeros((0,), dtype=np.float32)
+    return [target for target in CPU_TARGETS if _gather(target, empty, 0, np.zeros((0,), dtype=np.int64)) is not None]
+
+
+def memory_lookup(
+    target: str,
+    indices: Array,
+    scores: Array,
+    rows: Sequence[Array],
+    *,
+    pre_value_dim: int = 0,
+    gelu: bool = False,
+    groups: int = 1,
+    group: Array | None = None,
+    query: Array | None = None,
+    row_scales: Array | None = None,
+    row_dtype: str = "float32",
+) -> Array:
+    """umv2::MemoryLookup: fp32 [T, G*V]. Indices are not checked here: the op does that before it calls the kernel.
+
+    Args:
+        target: one of CPU_TARGETS.
+        indices: int64 [T, K].
+        scores: fp32 [T, K, C].
+        rows: shards [R_s, P + V]; bf16 as its uint16 bits.
+        pre_value_dim: P.
+        gelu: apply the exact GELU to the pre-score.
+        groups: G.
+        group: int64 [T, K], given when groups > 1.
+        query: fp32 [T, P], given when P > 0.
+        row_scales: fp32 [rows, 2], given when rows are int8.
+        row_dtype: float32, float16, bfloat16 or int8.
+    """
+    tokens, hits, cores = scores.shape
+    pointers = (ctypes.c_void_p * len(rows))(*(shard.ctypes.data for shard in rows))
+    value_dim = rows[0].shape[1] - pre_value_dim
+    output = np.full((tokens, groups * value_dim), np.nan, dtype=np.float32)
+    arguments = _LookupArgs(
+        indices=_address(indices, np.int64),
+        scores=_address(scores, np.float32),
+        group=_address(group, np.int64),
+        query=_address(query, np.float32),
+        row_scales=_address(row_scales, np.float32),
+        shards=ctypes.cast(pointers, ctypes.c_void_p),
+        rows_per_shard=len(rows[0]),
+        hits=hits,
+        cores=cores,
+        pre_value_dim=pre_value_dim,
+        value_dim=value_dim,
+        groups=groups,
+        gelu=gelu,
+        row_type=_ROW_TYPES[row_dtype],
+    )
+    _check(
+        load_kernels().umv2_memory_lookup(
+            target.encode(), ctypes.byref(arguments), ctypes.c_int64(tokens), ctypes.c_void_p(output.ctypes.data)
+        ),
+        target,
+    )
+    return output
+
+
+def tucker_topk(
+    target: str, row_scores: Array, col_scores: Array, u: Array, v: Array, cores: Array, *, row_topk: int, topk: int
+) -> tuple[Array, Array]:
+    """umv2::TuckerTopK in fp32: addresses int64 [T, H*K] and scores [T, H*K, C]; shapes as in `umv2_export.ops`."""
+    tokens, heads, keys_per_side, ranks = row_scores.shape
+    addresses = np.full((tokens, heads * topk), -1, dtype=np.int64)
+    scores = np.full((tokens, heads * topk, len(cores)), np.nan, dtype=np.float32)
+    arguments = _TuckerArgs(
+        row_scores=_address(row_scores, np.float32),
+        col_scores=_address(col_scores, np.float32),
+        u=_address(u, np.float32),
+        v=_address(v, np.float32),
+        cores=_address(cores, np.float32),
+        heads=heads,
+        keys_per_side=keys_per_side,
+        ranks=ranks,
+        core_count=len(cores),
+        row_topk=row_topk,
+        topk=topk,
+    )
+    _check(
+        load_kernels().umv2_tucker_topk(
+            target.encode(),
+            ctypes.byref(arguments),
+            ctypes.c_int64(tokens),
+            ctypes.c_void_p(addresses.ctypes.data),
+            ctypes.c_void_p(scores.ctypes.data),
+        ),
+        target,
+    )
+    return addresses, scores
+
+
+def gather(target: str, table: Array, indices: Array) -> float:
+    """Sum of whole rows of an fp32 table [rows, size], read one after the other: the yardstick of benchmarks."""
+    result = _gather(target, table, table.shape[1], indices)
+    _check(0 if result is not None else 1, target)
+    return result or 0.0
+
+
+def _gather(target: str, table: Array, row_size: int, indices: Array) -> float | None:
+    total = ctypes.c_float()
+    status = load_kernels().umv2_gather(
+        target.encode(),
+        ctypes.c_void_p(_address(table, np.float32)),
+        ctypes.c_int64(row_size),
+        ctypes.c_void_p(_address(indices, np.int64)),
+        ctypes.c_int64(indices.size),
+        ctypes.byref(total),
+    )
+    return None if status else float(total.value)
+
+
+def _address(array: Array | None, dtype: type) -> int | None:
+    if array is None:
+        return None
+    if array.dtype != dtype or not array.flags.c_contiguous:
+        raise TypeError(f"expected a contiguous {np.dtype(dtype)} array, got {array.dtype}")
+    return int(array.ctypes.data)
+
+
+def _check(status: int, target: str) -> None:
+    if status:
+        raise EnvironmentUnfit(f"this processor does not run the kernels {target!r}", fix="see `umv2-export env`")
