@@ -370,6 +370,22 @@ def verify(bundle: Path, as_json: bool) -> None:
         click.echo(f"{bundle}: {len(files)} files agree with the manifest")
 
 
+@cli.command("bench-op")
+@click.option("--rounds", type=click.IntRange(min=5), default=40, show_default=True, help="Counted calls of each.")
+@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
+@json_option
+def bench_op(rounds: int, threads: int, as_json: bool) -> None:
+    """Time the native ops against their peers and the machine's plain gather, on tables of 4 GiB."""
+    from umv2_export.bench.ops import benchmark_ops
+    from umv2_export.report import print_op_results
+
+    results = benchmark_ops(rounds=rounds, threads=threads)
+    if as_json:
+        print_json({"results": [result.as_dict() for result in results]})
+    else:
+        print_op_results(results)
+
+
 def write_native(
     config: "ModelConfig",
     streams: "Sequence[TensorStream]",

@@ -1,7 +1,7 @@
 """What a person reads on stdout: tables and short lines."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -10,7 +10,10 @@ from rich.text import Text
 from umv2_export.bundle import Bundle
 from umv2_export.parity import ParityReport
 
-__all__ = ["format_bytes", "format_count", "print_description", "print_export", "print_parity"]
+if TYPE_CHECKING:
+    from umv2_export.bench.ops import OpResult
+
+__all__ = ["format_bytes", "format_count", "print_description", "print_export", "print_op_results", "print_parity"]
 
 _STYLES = {"pass": "green", "ambiguous": "yellow", "fail": "bold red"}
 
@@ -126,6 +129,21 @@ def _print_layers(console: Console, report: ParityReport) -> None:
     if first.layer == count - 1:
         where += ", or the final norm"
     console.print(f"first difference: {where} ({first.case})", highlight=False)
+
+
+def print_op_results(results: Iterable["OpResult"]) -> None:
+    """One line as soon as it is measured: a run takes minutes."""
+    console = _console()
+    console.print(f"{'measure':<58} {'B':>4} {'p50 ms':>8} {'p90':>8} {'peer p50':>9} {'GB/s':>6} {'ratio':>6}  aim")
+    for result in results:
+        peer = "" if result.peer is None else f"{result.peer.p50:.3f}"
+        rate = "" if result.gigabytes_per_second is None else f"{result.gigabytes_per_second:.1f}"
+        verdict = "" if result.ratio >= result.target else "  missed"
+        console.print(
+            f"{result.measure:<58} {result.batch:>4} {result.native.p50:>8.3f} {result.native.p90:>8.3f} {peer:>9} "
+            f"{rate:>6} {result.ratio:>6.2f}  {result.target}{verdict}",
+            highlight=False,
+        )
 
 
 def print_description(description: Mapping[str, Any]) -> None:

@@ -14,8 +14,9 @@ import pytest
 
 from tests.command import run_command
 from tests.golden import GOLDEN_CASES
-from tests.plugins.one_node import Array, lookup_model, run, session, tucker_model
+from tests.plugins.one_node import Array, run
 from umv2_export import native_library
+from umv2_export.bench.one_node import lookup_model, open_session, tucker_model
 from umv2_export.ops import LookupSignature
 
 GOLDEN = {case.name: case for case in GOLDEN_CASES}
@@ -190,7 +191,7 @@ def test_bfloat16_rows_have_a_kernel() -> None:
     """Their values are checked on the kernel itself: numpy cannot feed them to the runtime."""
     signature = SIGNATURES["plain"]
     model = lookup_model(signature, pre_value_dim=0, rows_per_shard=7, rows="bfloat16")
-    opened = session(model, native=True)
+    opened = open_session(model, native=True, threads=1)
     table = ml_dtypes.bfloat16(1.5) * np.ones((7, 4), dtype=ml_dtypes.bfloat16)
     rows = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(table.view(np.uint16), 16)
     feed = {

@@ -20,7 +20,15 @@ from umv2_export.ops import DOMAIN, VERSION, LookupSignature
 from umv2_export.ops.domain import PLUGIN_ATTRIBUTES
 from umv2_export.ops.tucker_topk import schema as tucker_topk_schema
 
-__all__ = ["input_names", "lookup_signature", "output_names", "probe_names", "trace"]
+__all__ = [
+    "input_names",
+    "lookup_signature",
+    "output_names",
+    "probe_names",
+    "quiet_exporter",
+    "trace",
+    "translations",
+]
 
 # Distinct, and none is 1: torch.export takes a size of 1 for a constant.
 _BATCH, _SEQUENCE, _PAST = 2, 3, 5
@@ -78,7 +86,7 @@ def trace(config: ModelConfig, layout: TableLayout, dtype: torch.dtype, *, opset
         (torch.zeros(cache_shape, dtype=dtype), torch.zeros(cache_shape, dtype=dtype)) for _ in range(config.num_layers)
     ]
     cache_axes = {0: "batch", 2: "past_sequence"}
-    with _quiet():
+    with quiet_exporter():
         program = torch.onnx.export(
             model,
             (
@@ -95,7 +103,7 @@ def trace(config: ModelConfig, layout: TableLayout, dtype: torch.dtype, *, opset
             input_names=input_names(config),
             output_names=[*output_names(config), *probe_names(config)],
             opset_version=opset,
-            custom_translation_table=_translations(lookup_signature(config, layout)),
+            custom_translation_table=translations(lookup_signature(config, layout)),
             optimize=False,
             verbose=False,
         )
@@ -123,7 +131,7 @@ class _Traced(nn.Module):
         return (output.logits.float(), *present, *output.hidden, *routing)
 
 
-def _translations(signature: LookupSignature) -> dict[Callable[..., Any], Callable[..., Any]]:
+def translations(signature: LookupSignature) -> dict[Callable[..., Any], Callable[..., Any]]:
     """Torch op -> ONNX node, both ops opaque; a translation to an onnxscript function would be inlined."""
     domain = onnxscript.values.Opset(DOMAIN, VERSION)
 
@@ -159,7 +167,7 @@ def _translations(signature: LookupSignature) -> dict[Callable[..., Any], Callab
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Silence the exporter's notes on its own internals: a user can do nothing about them."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
     levels = [logger.level for logger in loggers]

@@ -1,0 +1,242 @@
+"""The native ops against their peers and against the plain gather ceiling of the machine, in one run."""
+
+import concurrent.futures
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+
+from umv2_export.bench.one_node import lookup_model, memory_layer_model, open_session, tucker_model
+from umv2_export.bench.timing import Timing, alternate
+from umv2_export.native_kernels import cpu_target, gather
+from umv2_export.ops import LookupSignature
+from umv2_export.presets import PRESETS
+
+__all__ = ["OpResult", "benchmark_ops"]
+
+Array = npt.NDArray[Any]
+Call = Callable[[int], object]
+
+# Large against any last-level cache, and what a 24 GiB machine holds beside its peers.
+TABLE_BYTES = 4 * 2**30
+VALUE_DIM = 1024
+HITS = 64
+
+# Indices of this many calls are drawn beforehand.
+CALLS = 64
+
+_TYPES = {
+    "fp32": (torch.float32, "float", 1),
+    "fp16": (torch.float16, "float16", 10),
+    "bf16": (torch.bfloat16, "bfloat16", 16),
+    "int8": (torch.int8, "int8", 3),
+}
+
+
+@dataclass(frozen=True)
+class OpResult:
+    """One line of the report.
+
+    Attributes:
+        measure: what is compared.
+        batch: tokens.
+        native, peer: times in ms; no peer time where the peer is a rate.
+        ratio: time of the peer / time of the native op, or share of the ceiling.
+        target: what the project aims at.
+        gigabytes_per_second: rate of the native op where it moves rows.
+    """
+
+    measure: str
+    batch: int
+    native: Timing
+    peer: Timing | None
+    ratio: float
+    target: float
+    gigabytes_per_second: float | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+def benchmark_ops(*, rounds: int, threads: int, table_bytes: int = TABLE_BYTES) -> Iterator[OpResult]:
+    """Run all comparisons, one table in memory at a time."""
+    for dtype in ("fp32", "bf16", "int8"):
+        yield from _lookups(dtype, rounds, threads, table_bytes)
+    yield from _pre_value_lookups(rounds, threads, table_bytes)
+    yield from _retrievals(rounds, threads)
+    yield from _memory_layers(rounds, threads)
+
+
+def _random_table(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+    """Filled piece by piece; int8 and 16-bit rows need no fp32 copy of the whole."""
+    table = torch.empty((rows, columns), dtype=dtype)
+    for piece in table.split(2**16):
+        drawn = torch.randn(piece.shape)
+        piece.copy_((drawn * 40).clamp(-127, 127) if dtype == torch.int8 else drawn)
+    return table
+
+
+def _ort_value(table: torch.Tensor, dtype: str) -> Any:
+    """The table as an input of a session, without a copy where numpy knows the type."""
+    bits = table.view(torch.uint16).numpy() if dtype == "bf16" else table.numpy()
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _TYPES[dtype][2])
+
+
+def _bound_call(session: Any, fixed: dict[str, Any], changing: dict[str, list[Array]]) -> Call:
+    """A call with inputs bound: the table is never copied."""
+    binding = session.io_binding()
+    for name, value in fixed.items():
+        binding.bind_ortvalue_input(name, value)
+    for output in session.get_outputs():
+        binding.bind_output(output.name)
+
+    def call(number: int) -> None:
+        for name, arrays in changing.items():
+            binding.bind_cpu_input(name, arrays[number % CALLS])
+        session.run_with_iobinding(binding)
+
+    return call
+
+
+def _ceiling(table: torch.Tensor, threads: int) -> float:
+    """Bytes per second of plain random reads of whole rows, best of five, each thread with rows of its own."""
+    words = table.view(torch.uint8).reshape(len(table), -1).view(torch.float32).numpy()
+    rng = np.random.default_rng(1)
+    target = cpu_target()
+    count = 20_000
+    best = 0.0
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        for _ in range(5):
+            indices = [rng.integers(0, len(words), count) for _ in range(threads)]
+            started = time.perf_counter()
+            list(pool.map(lambda chosen: gather(target, words, chosen), indices))
+            best = max(best, threads * count * words.shape[1] * 4 / (time.perf_counter() - started))
+    return best
+
+
+def _lookups(dtype: str, rounds: int, threads: int, table_bytes: int) -> Iterator[OpResult]:
+    torch_dtype, onnx_type, _ = _TYPES[dtype]
+    rows = table_bytes // (VALUE_DIM * torch_dtype.itemsize)
+    table = _random_table(rows, VALUE_DIM, torch_dtype)
+    ceiling = _ceiling(table, threads)
+    signature = LookupSignature(shards=1, pre_values=False, quantized=dtype == "int8")
+    model = lookup_model(signature, pre_value_dim=0, rows_per_shard=rows, rows=onnx_type)
+    fixed = {"rows_0": _ort_value(table, dtype)}
+    if dtype == "int8":
+        scales = np.full((rows, 2), 1 / 40, dtype=np.float32)
+        fixed["row_scales"] = onnxruntime.OrtValue.ortvalue_from_numpy(scales)
+    session = open_session(model, native=True, threads=threads)
+    rng = np.random.default_rng(0)
+    for batch in (1, 8, 64, 512):
+        indices = [rng.integers(0, rows, (batch, HITS)) for _ in range(CALLS)]
+        scores = [rng.standard_normal((batch, HITS, 1)).astype(np.float32)] * CALLS
+        contenders = [_bound_call(session, fixed, {"indices": indices, "scores": scores})]
+        if dtype != "int8":
+            contenders.append(_embedding_bag(table, indices, scores[0]))
+        native, *peers = alternate(contenders, rounds=rounds)
+        size = batch * HITS * VALUE_DIM * torch_dtype.itemsize
+        rate = size / (native.p50 * 1e-3)
+        goal = 0.85 if batch == 1 or dtype == "int8" else 1.0
+        yield OpResult(
+            f"lookup {dtype} / gather ceiling {ceiling / 1e9:.1f} GB/s",
+            batch,
+            native,
+            None,
+            rate / ceiling,
+            goal,
+            rate / 1e9,
+        )
+        for peer in peers:
+            yield OpResult(
+                f"lookup {dtype} / torch embedding_bag",
+                batch,
+                native,
+                peer,
+                peer.p50 / native.p50,
+                1.9 if batch == 1 else 1.3,
+                rate / 1e9,
+            )
+
+
+def _embedding_bag(table: torch.Tensor, indices: list[Array], scores: Array) -> Call:
+    """The strongest peer of torch."""
+    chosen = [torch.from_numpy(array) for array in indices]
+    weights = torch.from_numpy(scores[:, :, 0]).to(table.dtype)
+
+    def call(number: int) -> torch.Tensor:
+        return torch.nn.functional.embedding_bag(chosen[number % CALLS], table, mode="sum", per_sample_weights=weights)
+
+    return call
+
+
+def _pre_value_lookups(rounds: int, threads: int, table_bytes: int) -> Iterator[OpResult]:
+    size = 256
+    rows = table_bytes // (2 * size * 4)
+    table = {"rows_0": _ort_value(_random_table(rows, 2 * size, torch.float32), "fp32")}
+    model = lookup_model(LookupSignature(shards=1), pre_value_dim=size, rows_per_shard=rows)
+    sessions = [open_session(model, native=native, threads=threads) for native in (True, False)]
+    rng = np.random.default_rng(0)
+    for batch in (1, 8, 64):
+        changing: dict[str, list[Array]] = {
+            "indices": [rng.integers(0, rows, (batch, HITS)) for _ in range(CALLS)],
+            "scores": [rng.standard_normal((batch, HITS, 2)).astype(np.float32)] * CALLS,
+            "query": [rng.standard_normal((batch, size)).astype(np.float32)] * CALLS,
+        }
+        native, stock = alternate([_bound_call(session, table, changing) for session in sessions], rounds=rounds)
+        rate = batch * HITS * 2 * size * 4 / (native.p50 * 1e-3)
+        yield OpResult(
+            "lookup with pre-values / ONNX Runtime standard ops",
+            batch,
+            native,
+            stock,
+            stock.p50 / native.p50,
+            3.0,
+            rate / 1e9,
+        )
+
+
+def _retrievals(rounds: int, threads: int) -> Iterator[OpResult]:
+    model = tucker_model(row_topk=HITS, topk=HITS)
+    sessions = [open_session(model, native=native, threads=threads) for native in (True, False)]
+    rng = np.random.default_rng(0)
+    for batch in (1, 8, 64):
+        shapes = {
+            "row_scores": (batch, 1, 1024, 2),
+            "col_scores": (batch, 1, 1024, 2),
+            "u": (1, 2),
+            "v": (1, 2),
+            "cores": (2, 1, 2, 2),
+        }
+        changing: dict[str, list[Array]] = {
+            name: [rng.standard_normal(shape).astype(np.float32) for _ in range(CALLS)]
+            for name, shape in shapes.items()
+        }
+        native, stock = alternate([_bound_call(session, {}, changing) for session in sessions], rounds=rounds)
+        yield OpResult(
+            "tucker_topk n 1024, m 64 / ONNX Runtime standard ops", batch, native, stock, stock.p50 / native.p50, 2.0
+        )
+
+
+def _memory_layers(rounds: int, threads: int) -> Iterator[OpResult]:
+    config = PRESETS["umv2-227m-1.2b"]
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        model = memory_layer_model(config, Path(folder))
+        sessions = [open_session(model, native=native, threads=threads) for native in (True, False)]
+        for batch, goal in ((1, 1.2), (8, 1.6), (64, 2.0)):
+            hidden: list[Array] = [
+                rng.standard_normal((batch, config.hidden_size)).astype(np.float32) for _ in range(CALLS)
+            ]
+            contenders = [_bound_call(session, {}, {"hidden": hidden}) for session in sessions]
+            native, stock = alternate(contenders, rounds=rounds)
+            yield OpResult(
+                "memory layer, 227M/1.2B shape / stock ONNX Runtime", batch, native, stock, stock.p50 / native.p50, goal
+            )

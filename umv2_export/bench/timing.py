@@ -1,0 +1,42 @@
+"""Alternating timing: contenders take turns, so that a machine whose speed drifts slows all of them."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Timing", "alternate"]
+
+# ONNX Runtime's threads spin for a while after a run; a peer with threads of its own would share two cores with them.
+PAUSE_SECONDS = 0.003
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Percentiles of one contender's calls, in ms."""
+
+    p50: float
+    p90: float
+    p99: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> "Timing":
+        """From the times of all counted calls."""
+        p50, p90, p99 = np.percentile(np.asarray(seconds) * 1e3, (50, 90, 99))
+        return cls(float(p50), float(p90), float(p99))
+
+
+def alternate(contenders: Sequence[Callable[[int], object]], *, rounds: int, warmup: int = 3) -> list[Timing]:
+    """Call each contender once a round; the argument is the round, so that inputs can change."""
+    times: list[list[float]] = [[] for _ in contenders]
+    for number in range(warmup + rounds):
+        for contender, seconds in zip(contenders, times, strict=True):
+            time.sleep(PAUSE_SECONDS)
+            # The second of two calls is timed: the first finds threads asleep and caches full of the other's data.
+            contender(2 * number)
+            started = time.perf_counter()
+            contender(2 * number + 1)
+            if number >= warmup:
+                seconds.append(time.perf_counter() - started)
+    return [Timing.of(seconds) for seconds in times]
