@@ -4,6 +4,7 @@ Results go to stdout, progress and errors to stderr. Heavy imports happen inside
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from umv2_export import __version__
-from umv2_export.errors import CheckFailed, InvalidRequest, Umv2Error
+from umv2_export.errors import CheckFailed, EnvironmentUnfit, InvalidRequest, Umv2Error
 from umv2_export.names import DTYPES, QUERY_LAYOUTS, RUNTIMES, SCHEMES, TABLE_DTYPES, TARGETS
 from umv2_export.presets import PRESETS
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["cli", "main"]
 
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 
 # Anonymous memory of `convert` and `init`: imports, and a few pieces of a table.
 NATIVE_MEMORY = 600 * 10**6
@@ -453,18 +455,29 @@ def print_json(document: Mapping[str, Any]) -> None:
     click.echo(json.dumps(document, indent=2, allow_nan=False, default=dict))
 
 
+def report_error(error: Umv2Error) -> NoReturn:
+    """The message on stderr, the same facts on stdout with --json, and the exit code."""
+    if "--json" in sys.argv:
+        print_json(error.as_json())
+    click.echo(f"error: {error.message()}", err=True)
+    sys.exit(error.exit_code)
+
+
 def main() -> NoReturn:
     """Run the command line; a user's mistake ends with a message and its exit code, never with a traceback."""
     try:
         cli.main(standalone_mode=False)
     except Umv2Error as error:
-        if "--json" in sys.argv:
-            print_json(error.as_json())
-        click.echo(f"error: {error.message()}", err=True)
-        sys.exit(error.exit_code)
+        report_error(error)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of stdout has gone, as in `| head -1`; python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_BROKEN_PIPE)
+    except (OSError, MemoryError) as error:
+        report_error(EnvironmentUnfit(str(error) or "not enough memory"))
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; no output was left", err=True)
         sys.exit(EXIT_INTERRUPTED)

@@ -117,14 +117,21 @@ def check_target(target: Path, *, force: bool, inputs: Sequence[Path] = ()) -> N
     Raises:
         InvalidRequest: the target may not be written.
     """
-    if target.exists() and not target.is_dir():
-        raise InvalidRequest("the output exists and is a file", where=target, fix="name another folder")
+    resolved = target.resolve()
+    if Path.cwd().is_relative_to(resolved):
+        raise InvalidRequest(
+            f"the output is {resolved}, which holds the current folder",
+            why="an output folder is written aside and takes its name when it is whole",
+            fix="name a folder below it",
+        )
+    nearest = next(folder for folder in (resolved, *resolved.parents) if folder.exists())
+    if not nearest.is_dir():
+        raise InvalidRequest("the output exists and is a file, or lies under one", where=nearest, fix="name a folder")
     if not target.exists() or not any(target.iterdir()):
         return
     if not force:
         raise InvalidRequest("the output folder is not empty", where=target, fix="name another, or pass --force")
-    resolved = target.resolve()
-    for kept in (Path.home(), Path.cwd(), *inputs):
+    for kept in (Path.home(), *inputs):
         if kept.resolve().is_relative_to(resolved):
             raise InvalidRequest(
                 f"--force would delete {kept}", where=target, why="the output folder is replaced as a whole"
@@ -157,6 +164,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     Raises:
         EnvironmentUnfit: the disk is full or may not be written, or another run writes the same target.
     """
+    target = target.resolve()
     partial = target.with_name(f".{target.name}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

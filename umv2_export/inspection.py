@@ -21,7 +21,9 @@ def describe_path(path: Path) -> dict[str, Any]:
     Raises:
         InputRejected: nothing that this tool knows.
     """
-    if path.is_file():
+    if not path.exists():
+        raise InputRejected("no such file or folder", where=path)
+    if not path.is_dir():
         return _describe_graph_file(path)
     if (path / MANIFEST_FILE).is_file():
         return _describe_bundle(Bundle(path))

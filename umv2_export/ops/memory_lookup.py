@@ -113,7 +113,7 @@ def _gather(indices: torch.Tensor, rows: Sequence[torch.Tensor], rows_per_shard:
     for number, shard in enumerate(rows):
         here = (shard_of == number).nonzero()[:, 0]
         gathered[here] = shard.index_select(0, flat[here] - number * rows_per_shard).float()
-    return gathered.reshape(*indices.shape, -1)
+    return gathered.reshape(*indices.shape, rows[0].shape[1])
 
 
 def _problems(

@@ -1,0 +1,238 @@
+"""The parity check, tried on runtimes that are wrong in known ways: each wraps the golden reference."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from tests.models import GOLDEN
+from umv2_export.checkpoint import open_checkpoint
+from umv2_export.model import reference_model
+from umv2_export.parity import ParityReport, Tolerance, check_parity, parity_cases
+from umv2_export.runtimes import StepInput, StepOutput
+from umv2_export.runtimes.base import Array
+from umv2_export.runtimes.torch import TorchRuntime
+
+if TYPE_CHECKING:
+    from umv2_export.model.memory import ReferenceMemoryLayer
+
+Change = Callable[[StepInput, StepOutput], StepOutput]
+
+REFERENCE = TorchRuntime(reference_model(open_checkpoint(GOLDEN["v2_per_rank"])))
+CONFIG = REFERENCE.model.config
+MEMORY_LAYERS = cast("list[ReferenceMemoryLayer]", list(cast("Any", REFERENCE.model.transformer.mem_blocks)))
+
+
+class Spoiled:
+    """The reference with a change of its outputs."""
+
+    name = "spoiled"
+
+    def __init__(self, change: Change) -> None:
+        self._change = change
+
+    def run(self, step: StepInput, *, probe: bool = False) -> StepOutput:
+        del probe
+        return self._change(step, REFERENCE.run(step, probe=True))
+
+
+class Rerouted:
+    """The reference, made to retrieve other addresses, which are computed from its probes."""
+
+    name = "rerouted"
+
+    def __init__(self, reroute: Callable[[Mapping[str, Array], int], Array]) -> None:
+        self._reroute = reroute
+
+    def run(self, step: StepInput, *, probe: bool = False) -> StepOutput:
+        del probe
+        addresses: list[Array] = []
+        for layer in range(CONFIG.memory.layers):
+            # Layer by layer: what a layer sees depends on what the layers before it retrieved.
+            later = [REFERENCE.run(step, probe=True).probes[f"addresses.{j}"] for j in range(CONFIG.memory.layers)]
+            probes = REFERENCE.run_forced(step, [*addresses, *later[layer:]]).probes
+            addresses.append(self._reroute(probes, layer))
+        return REFERENCE.run_forced(step, addresses)
+
+
+def report(runtime: Any, tolerance: Tolerance | None = None, *, layerwise: bool = False) -> ParityReport:
+    return check_parity(
+        REFERENCE, runtime, parity_cases(CONFIG, REFERENCE), tolerance or Tolerance(), layerwise=layerwise
+    )
+
+
+def logits_plus(amount: float) -> Spoiled:
+    return Spoiled(lambda _, output: replace(output, logits=output.logits + np.float32(amount)))
+
+
+def failed(found: ParityReport) -> set[str]:
+    return {check.case for check in found.checks if check.status == "fail"}
+
+
+def totals(probes: Mapping[str, Array], layer: int) -> Array:
+    """Scores of all cells of one layer, [T, n * n]: every row and column key survives nowhere but in this test."""
+    row, col = probes[f"row_scores.{layer}"][:, 0], probes[f"col_scores.{layer}"][:, 0]
+    cores: Array = MEMORY_LAYERS[layer].tucker()[2].sum(0)[0].numpy()
+    cells: Array = np.einsum("tnr,rs,tms->tnm", row, cores, col)
+    return cells.reshape(len(row), -1)
+
+
+def worst_for_best_unused(probes: Mapping[str, Array], layer: int) -> Array:
+    """The addresses with the first hit replaced by the worst cell of all."""
+    addresses: Array = probes[f"addresses.{layer}"].copy()
+    if layer == 1:
+        addresses[:, 0] = totals(probes, layer).argmin(-1)
+    return addresses
+
+
+def test_the_reference_passes_against_itself_with_no_error_at_all() -> None:
+    found = report(Spoiled(lambda _, output: output))
+    assert found.passed
+    assert {check.max_abs for check in found.checks} == {0.0}
+
+
+def test_the_order_of_hits_does_not_matter() -> None:
+    found = report(Rerouted(lambda probes, layer: probes[f"addresses.{layer}"][:, ::-1].copy()))
+    assert {check.status for check in found.checks} == {"pass"}
+
+
+def test_an_error_beyond_the_tolerance_fails_and_tells_what_would_have_passed() -> None:
+    found = report(logits_plus(1e-3))
+    assert not found.passed
+    logits = [check for check in found.checks if check.output == "logits"]
+    assert {check.status for check in logits} == {"fail"}
+    assert all(5e-4 < (check.required_atol or 0) < 1.1e-3 for check in logits)
+    assert {check.status for check in found.checks if check.output == "present"} == {"pass"}
+    assert report(logits_plus(1e-3), Tolerance(atol=2e-3)).passed
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_and_infinity_never_pass(value: float) -> None:
+    def spoil(_: StepInput, output: StepOutput) -> StepOutput:
+        logits = output.logits.copy()
+        logits[0, 0, 0] = value
+        return replace(output, logits=logits)
+
+    found = report(Spoiled(spoil), Tolerance(atol=math.inf, rtol=math.inf))
+    assert failed(found) == {check.case for check in found.checks}
+
+
+def test_nan_in_the_cache_never_passes() -> None:
+    def spoil(_: StepInput, output: StepOutput) -> StepOutput:
+        keys, values = output.present[2]
+        spoiled = values.copy()
+        spoiled[0, 0, -1, 0] = math.nan
+        return replace(output, present=[*output.present[:2], (keys, spoiled)])
+
+    assert not report(Spoiled(spoil), Tolerance(atol=math.inf)).passed
+
+
+def test_another_shape_fails() -> None:
+    assert not report(Spoiled(lambda _, output: replace(output, logits=output.logits[..., :-1]))).passed
+
+
+def test_an_error_at_past_positions_only_is_caught_by_the_calls_with_a_past() -> None:
+    def spoil(step: StepInput, output: StepOutput) -> StepOutput:
+        return replace(output, logits=output.logits + (0.1 if step.past[0][0].shape[2] else 0.0))
+
+    cases = failed(report(Spoiled(spoil)))
+    assert cases == {"decode 3x1, past 9", "chunk 3x4, past 9", "decode after padding"}
+
+
+def test_an_error_in_padded_batches_only_is_caught() -> None:
+    def spoil(step: StepInput, output: StepOutput) -> StepOutput:
+        return replace(output, logits=output.logits + (0.0 if step.attention_mask.all() else 0.1))
+
+    assert failed(report(Spoiled(spoil))) == {"left-padded 3x8", "decode after padding"}
+
+
+def test_what_a_runtime_computes_at_padding_does_not_matter() -> None:
+    def spoil(step: StepInput, output: StepOutput) -> StepOutput:
+        padding = step.attention_mask[:, -step.input_ids.shape[1] :] == 0
+        return replace(output, logits=np.where(padding[..., None], 7.0, output.logits))
+
+    assert report(Spoiled(spoil)).passed
+
+
+def test_rows_swapped_at_a_near_tie_are_ambiguous_and_listed() -> None:
+    """The runtime's keys differ by rounding of fp16, and it retrieves what is best by its own scores."""
+    rng = np.random.default_rng(0)
+
+    class Noisy(TorchRuntime):
+        name = "noisy"
+
+        def run(self, step: StepInput, *, probe: bool = False) -> StepOutput:
+            del probe
+            kept = [layer.keys.data.clone() for layer in MEMORY_LAYERS]
+            for layer in MEMORY_LAYERS:
+                signs = torch.from_numpy(rng.choice([-1.0, 1.0], tuple(layer.keys.shape)).astype(np.float32))
+                layer.keys.data *= 1 + signs * 2**-11
+            output = REFERENCE.run(step, probe=True)
+            for layer, value in zip(MEMORY_LAYERS, kept, strict=True):
+                layer.keys.data.copy_(value)
+            return output
+
+    found = report(Noisy(REFERENCE.model), Tolerance(dtype="fp16", layers=3))
+    ambiguous = [check for check in found.checks if check.status == "ambiguous"]
+    assert found.passed
+    assert ambiguous
+    for check in ambiguous:
+        assert (check.max_abs or 0) > check.atol >= (check.max_abs_same_rows or 0)
+        swap = check.swaps[0]
+        assert swap["only_reference"] != swap["only_runtime"]
+        assert isinstance(swap["gap"], float)
+        assert 0 <= swap["gap"] < 0.01
+        assert "near ties" in (check.note or "")
+
+
+def test_a_row_that_is_clearly_worse_fails_even_if_everything_else_is_consistent() -> None:
+    found = report(Rerouted(worst_for_best_unused), Tolerance(dtype="fp16", layers=3))
+    notes = {check.note for check in found.checks if check.status == "fail"}
+    assert not found.passed
+    assert any("did not retrieve the best rows" in (note or "") for note in notes)
+
+
+def test_key_scores_that_rounding_does_not_explain_fail() -> None:
+    def spoil(_: StepInput, output: StepOutput) -> StepOutput:
+        probes = dict(output.probes)
+        probes["row_scores.1"] = probes["row_scores.1"] * 1.1
+        return replace(output, probes=probes, logits=output.logits + 1.0)
+
+    found = report(Spoiled(spoil))
+    assert not found.passed
+    assert any("row scores differ" in (check.note or "") for check in found.checks)
+
+
+def test_layerwise_names_the_first_layer_that_differs() -> None:
+    def spoil(_: StepInput, output: StepOutput) -> StepOutput:
+        probes = {
+            name: value + (0.01 if name in ("hidden.2", "hidden.3") else 0.0)
+            for name, value in output.probes.items()
+            if name.startswith("hidden")
+        }
+        return replace(output, probes=probes)
+
+    found = report(Spoiled(spoil), layerwise=True)
+    assert [layer.layer for layer in found.layers if layer.differs and layer.case == "prefill 1x17"] == [2, 3]
+
+
+def test_the_json_of_a_report_has_the_documented_fields_and_no_nan() -> None:
+    document = json.loads(json.dumps(report(logits_plus(math.nan)).as_dict(), allow_nan=False))
+    assert document["passed"] is False
+    fields = {"runtime", "output", "status", "max_abs", "max_rel", "required_atol", "argmax_agreement"}
+    assert fields <= set(document["checks"][0])
+    assert document["checks"][0]["max_abs"] is None
+
+
+@pytest.mark.parametrize(("layers", "dtype"), [(3, "fp16"), (20, "fp16"), (3, "bf16")])
+def test_the_tolerance_in_16_bits_grows_with_depth_roundoff_and_the_size_of_the_output(layers: int, dtype: str) -> None:
+    reference = np.full((4, 4), 3.0)
+    unit = {"fp16": 2**-11, "bf16": 2**-8}[dtype]
+    atol, rtol = Tolerance(dtype=dtype, layers=layers).bounds(reference)
+    assert atol == pytest.approx(8 * unit * math.sqrt(6 * layers) * 3.0)
+    assert rtol == 0.0
