@@ -40,6 +40,7 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python samples/02_export_at_scale.py
+	$(BIN)/umv2-export bench-op
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import oracle
-from tests.ops.bodies import Array, lookup_model, run_body
+from tests.ops.bodies import Array, run_body
+from umv2_export.bench.one_node import lookup_model
 from umv2_export.ops import LookupSignature, memory_lookup
 
 ROW_TYPES: dict[str, Any] = {

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import oracle
-from tests.ops.bodies import Array, run_body, tucker_model
+from tests.ops.bodies import Array, run_body
+from umv2_export.bench.one_node import tucker_model
 from umv2_export.ops import tucker_topk
 
 NAMES = ("row_scores", "col_scores", "u", "v", "cores")

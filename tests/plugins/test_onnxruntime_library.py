@@ -9,12 +9,13 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 from tests.command import run_command
 from tests.golden import GOLDEN_CASES
-from tests.plugins.one_node import Array, run
+from tests.ops.bodies import Array, run_body, run_native
 from umv2_export import native_library
 from umv2_export.bench.one_node import lookup_model, open_session, tucker_model
 from umv2_export.ops import LookupSignature
@@ -82,7 +83,7 @@ def test_retrieval_equals_the_body(scores: type, tokens: int) -> None:
     name = "float" if scores is np.float32 else "float16"
     model = tucker_model(row_topk=8, topk=9, scores=name)
     feed = tucker_feed(tokens=tokens, dtype=scores)
-    native, stock = run(model, feed, native=True), run(model, feed, native=False)
+    native, stock = run_native(model, feed), run_body(model, feed)
     assert native[1].dtype == scores
     shape = (tokens, 2, 9)
     np.testing.assert_array_equal(np.sort(native[0].reshape(shape), -1), np.sort(stock[0].reshape(shape), -1))
@@ -100,7 +101,7 @@ SIGNATURES = {
 }
 
 
-def lookup_case(label: str, **options: Any) -> tuple[bytes, dict[str, Array]]:
+def lookup_case(label: str, **options: Any) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """A model and its feed."""
     signature = SIGNATURES[label]
     pre_value_dim = 12 if signature.pre_values else 0
@@ -119,27 +120,27 @@ def lookup_case(label: str, **options: Any) -> tuple[bytes, dict[str, Array]]:
 @pytest.mark.parametrize("tokens", [0, 1, 3, 20])
 def test_lookup_equals_the_body(label: str, tokens: int) -> None:
     model, feed = lookup_case(label, tokens=tokens, hits=40)
-    native, stock = run(model, feed, native=True)[0], run(model, feed, native=False)[0]
+    native, stock = run_native(model, feed)[0], run_body(model, feed)[0]
     np.testing.assert_allclose(native, stock, rtol=1e-5, atol=1e-4)
 
 
 def test_lookup_of_half_precision_rows_and_scores_equals_the_body() -> None:
     model, feed = lookup_case("three shards", scores=np.float16, rows=np.float16, tokens=5)
-    native, stock = run(model, feed, native=True)[0], run(model, feed, native=False)[0]
+    native, stock = run_native(model, feed)[0], run_body(model, feed)[0]
     assert native.dtype == np.float16
     np.testing.assert_allclose(native.astype(np.float32), stock.astype(np.float32), rtol=2e-3, atol=2e-2)
 
 
 def test_results_are_the_same_for_any_number_of_threads() -> None:
     model, feed = lookup_case("pre-values", tokens=2, hits=64)
-    one, two = run(model, feed, native=True, threads=1)[0], run(model, feed, native=True, threads=2)[0]
+    one, two = run_native(model, feed, threads=1)[0], run_native(model, feed, threads=2)[0]
     np.testing.assert_array_equal(one, two)
 
 
-def failure(model: bytes, feed: dict[str, Array]) -> str:
+def failure(model: onnx.ModelProto, feed: dict[str, Array]) -> str:
     """What the op says."""
     with pytest.raises(Exception, match="umv2::") as caught:  # the runtime's exceptions share no base
-        run(model, feed, native=True)
+        run_native(model, feed)
     return str(caught.value)
 
 
@@ -172,7 +173,7 @@ def test_nan_scores_of_a_retrieval_are_an_error(name: str) -> None:
 def test_infinite_scores_are_no_error() -> None:
     feed = tucker_feed()
     feed["row_scores"][:, :, 7] = -np.inf
-    addresses = run(tucker_model(row_topk=4, topk=4), feed, native=True)[0]
+    addresses = run_native(tucker_model(row_topk=4, topk=4), feed)[0]
     assert not (addresses // 50 == 7).any()
 
 

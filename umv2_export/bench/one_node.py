@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 import onnxruntime
 import torch
@@ -32,7 +33,8 @@ def lookup_model(
     groups: int = 1,
     scores: str = "float",
     rows: str = "float",
-) -> bytes:
+    opset: int = OPSET,
+) -> onnx.ModelProto:
     """A model of one MemoryLookup node whose inputs are all graph inputs; `scores` and `rows` are ONNX type names."""
     types = {"I": "int64", "T": scores, "R": rows, "F": "float"}
     ranks = {"scores": 3}
@@ -45,17 +47,17 @@ def lookup_model(
         f"rows_per_shard = {rows_per_shard}, groups = {groups}, {_PLUGIN}"
     )
     node = f"output = {DOMAIN}.MemoryLookup <{attributes}> ({', '.join(name for name, _ in signature.inputs)})"
-    return _model(inputs, [f"{scores}[t, v] output"], node, signature.function_body(opset=OPSET))
+    return _model(inputs, [f"{scores}[t, v] output"], node, signature.function_body(opset=opset), opset)
 
 
-def tucker_model(*, row_topk: int, topk: int, scores: str = "float") -> bytes:
+def tucker_model(*, row_topk: int, topk: int, scores: str = "float", opset: int = OPSET) -> onnx.ModelProto:
     """A model of one TuckerTopK node whose inputs are all graph inputs."""
     shapes = {"row_scores": "t,h,n,r", "col_scores": "t,h,n,r", "u": "h,r", "v": "h,r", "cores": "c,h,r,r"}
     inputs = [f"{scores}[{shape}] {name}" for name, shape in shapes.items()]
     outputs = ["int64[t, k] addresses", f"{scores}[t, k, c] scores"]
     attributes = f"row_topk = {row_topk}, topk = {topk}, {_PLUGIN}"
     node = f"addresses, scores = {DOMAIN}.TuckerTopK <{attributes}> ({', '.join(shapes)})"
-    return _model(inputs, outputs, node, tucker_topk_body(opset=OPSET))
+    return _model(inputs, outputs, node, tucker_topk_body(opset=opset), opset)
 
 
 def memory_layer_model(config: ModelConfig, folder: Path) -> Path:
@@ -85,13 +87,13 @@ def memory_layer_model(config: ModelConfig, folder: Path) -> Path:
     return folder / "layer.onnx"
 
 
-def open_session(model: bytes | Path, *, native: bool, threads: int) -> Any:
+def open_session(model: onnx.ModelProto | Path, *, native: bool, threads: int) -> Any:
     """An inference session on the CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     if native:
         options.register_custom_ops_library(native_library())
-    source = model if isinstance(model, bytes) else str(model)
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
@@ -112,11 +114,11 @@ class _Layer(nn.Module):
         return output
 
 
-def _model(inputs: list[str], outputs: list[str], node: str, body: ir.Function) -> bytes:
+def _model(inputs: list[str], outputs: list[str], node: str, body: ir.Function, opset: int) -> onnx.ModelProto:
     text = (
-        f'<ir_version: 9, opset_import: ["" : {OPSET}, "{DOMAIN}" : {VERSION}]>\n'
+        f'<ir_version: 9, opset_import: ["" : {opset}, "{DOMAIN}" : {VERSION}]>\n'
         f"one_node ({', '.join(inputs)}) => ({', '.join(outputs)}) {{ {node} }}"
     )
     model = ir.serde.deserialize_model(parser.parse_model(text))
     model.functions[body.identifier()] = body
-    return bytes(ir.serde.serialize_model(model).SerializeToString())
+    return ir.serde.serialize_model(model)
