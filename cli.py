@@ -232,6 +232,7 @@ def onnx(
     from umv2_export.parity import check_bundle
     from umv2_export.progress import progress_bars
     from umv2_export.report import print_parity
+    from umv2_export.runtimes import require_runtime
 
     check_target(output, force=force, inputs=[checkpoint])
     source = open_checkpoint(checkpoint, query_layout=LAYOUTS[query_layout], allow_non_finite=allow_non_finite)
@@ -242,6 +243,8 @@ def onnx(
         print_dry_run(output, plan.memory_bytes, plan.disk_bytes, as_json=as_json)
         return
     validates = not no_validate and target != "gpu"
+    if validates:
+        require_runtime("onnxruntime")
     reports: list[ParityReport] = []
 
     def validate(bundle: "Bundle") -> None:
@@ -474,6 +477,8 @@ def main() -> NoReturn:
     except Umv2Error as error:
         report_error(error)
     except click.ClickException as error:
+        if "--json" in sys.argv:
+            print_json({"error": {"exit_code": error.exit_code, "what": error.format_message()}})
         error.show()
         sys.exit(error.exit_code)
     except BrokenPipeError:

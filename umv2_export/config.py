@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from umv2_export.errors import InputRejected, Unsupported
+from umv2_export.errors import InputRejected, Unsupported, shown
 
 __all__ = [
     "BUFFERS",
@@ -25,6 +25,10 @@ QueryLayout = Literal["released", "per_rank"]
 Activation = Literal["none", "gelu"]
 
 INT32_MAX = 2**31 - 1
+
+# Far above any published model. A config names one tensor, or makes one list entry, for each of them: without a bound a
+# few bytes of an untrusted file would fill the memory.
+MOST_REPEATS = 1024
 
 # Last parts of tensor names: buffers are no parameters, tables hold the rows.
 BUFFERS = ("tucker_core_u", "tucker_core_v", "shuffle_index")
@@ -105,6 +109,8 @@ class MemoryConfig:
                 f"memory.value_dim {self.value_dim} is not a multiple of tucker_cores {self.tucker_cores}",
                 why="each core scores its own contiguous part of a value",
             )
+        if self.kind == "ultramem_v1" and self.heads > 2:
+            raise Unsupported(f"memory.heads is {self.heads}: UltraMem V1 has queries for 1 or 2 heads")
         if self.kind == "ultramem_v1" and self.pre_value_dim:
             raise Unsupported(f"memory.pre_value_dim is {self.pre_value_dim}: UltraMem V1 has no pre-values")
         if self.activation != "none" and not self.pre_value_dim:
@@ -113,6 +119,8 @@ class MemoryConfig:
             raise InputRejected(f"memory.row_topk {self.row_topk} exceeds the {self.stored_side} keys of a side")
         if self.topk > self.row_topk**2:
             raise InputRejected(f"memory.topk {self.topk} exceeds row_topk**2 = {self.row_topk**2} candidates")
+        for field in ("heads", "tucker_rank", "tucker_cores", "layers"):
+            _require_few("memory." + field, getattr(self, field))
         self.query_chunks()
         if self.pool_rows > INT32_MAX:
             raise Unsupported(
@@ -237,6 +245,10 @@ class ModelConfig:
             "max_sequence_length",
         ):
             _require_positive(field, getattr(self, field))
+        _require_few("num_layers", self.num_layers)
+        for field in ("rope_theta", "norm_eps"):
+            if not 0.0 < getattr(self, field) < math.inf:
+                raise InputRejected(f"{field} must be a positive number, got {getattr(self, field)}")
         if self.hidden_size % self.num_heads or self.head_size % 2:
             raise InputRejected(
                 f"hidden_size {self.hidden_size} does not divide into {self.num_heads} heads of even size",
@@ -301,7 +313,7 @@ def _checked_fields(cls: type, data: Mapping[str, Any], prefix: str, where: obje
     checks: Mapping[str, Callable[[object], bool]] = {
         "int": _is_int,
         "bool": lambda v: isinstance(v, bool),
-        "float": lambda v: _is_int(v) or _is_real(v),
+        "float": _is_real,
         "int | None": lambda v: v is None or _is_int(v),
     }
     values = {}
@@ -312,18 +324,24 @@ def _checked_fields(cls: type, data: Mapping[str, Any], prefix: str, where: obje
             continue
         kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
         if kind in checks and not checks[kind](data[name]):
-            raise InputRejected(f"field '{prefix}{name}' must be {kind}, got {data[name]!r}", where=where)
+            raise InputRejected(f"field '{prefix}{name}' must be {kind}, got {shown(data[name])}", where=where)
         values[name] = data[name]
     return values
 
 
 def _is_real(value: object) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
+    """A finite number; an integer beyond the range of floats is none."""
+    return (isinstance(value, float) or _is_int(value)) and -1e300 < value < 1e300  # type: ignore[operator]
 
 
 def _require_positive(name: str, value: int) -> None:
     if not 1 <= value <= INT32_MAX:
         raise InputRejected(f"{name} must be from 1 to {INT32_MAX}, got {value}")
+
+
+def _require_few(name: str, value: int) -> None:
+    if value > MOST_REPEATS:
+        raise Unsupported(f"{name} is {value}, at most {MOST_REPEATS} are supported")
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

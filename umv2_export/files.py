@@ -13,7 +13,7 @@ from types import TracebackType
 
 import torch
 
-from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest
+from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest, shown
 
 __all__ = [
     "TOKENIZER_FILES",
@@ -44,8 +44,12 @@ def inside(folder: Path, name: str) -> Path:
     parts = PurePosixPath(name).parts
     if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\0" in name or "\\" in name:
         raise InputRejected(f"file name {name!r} leads out of its folder", where=folder)
-    if not (folder / name).is_file():
-        raise InputRejected(f"file {name!r} is missing", where=folder)
+    try:
+        is_file = (folder / name).is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        is_file = False
+    if not is_file:
+        raise InputRejected(f"file {shown(name)} is missing", where=folder)
     return folder / name
 
 

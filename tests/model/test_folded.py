@@ -16,15 +16,21 @@ from umv2_export.model.transformer import empty_past
 from umv2_export.onnx.fold import fold_checkpoint
 
 
-def folded(checkpoint: Checkpoint, *, shard_bytes: int, dtype: torch.dtype = torch.float32) -> LanguageModel:
+def folded(
+    checkpoint: Checkpoint,
+    *,
+    shard_bytes: int,
+    dtype: torch.dtype = torch.float32,
+    table_dtype: torch.dtype = torch.float32,
+) -> LanguageModel:
     """The folded model of a checkpoint in fp32 arithmetic, its dense weights rounded to `dtype`."""
-    layout = TableLayout.of(checkpoint.config.memory, torch.float32, shard_bytes)
+    layout = TableLayout.of(checkpoint.config.memory, table_dtype, shard_bytes)
     state = {}
     for tensor in fold_checkpoint(checkpoint, layout, dtype):
         joined = torch.cat(list(tensor.pieces()))
         assert joined.shape == tensor.shape
         assert joined.dtype == tensor.dtype
-        state[tensor.name] = joined.float() if joined.is_floating_point() else joined
+        state[tensor.name] = joined if tensor.kind in ("rows", "map") else joined.float()
     model = folded_model(checkpoint.config, layout, torch.float32)
     model.load_state_dict(state)
     return model
@@ -61,6 +67,36 @@ def test_weights_in_half_precision_are_rounded_where_they_are_stored(name: str) 
     assert float((rounded - logits(reference_model(checkpoint))).abs().max()) > 1e-4
 
 
+@pytest.mark.parametrize("table_dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["v2_per_rank", "v2_shared_ring", "v1_skip_layer"])
+def test_tables_in_16_bits_are_rounded_where_they_are_stored(name: str, table_dtype: torch.dtype) -> None:
+    checkpoint = open_checkpoint(GOLDEN[name])
+    rounded = logits(reference_model(checkpoint, table_dtype=table_dtype))
+    model = folded(checkpoint, shard_bytes=9000, table_dtype=table_dtype)
+    np.testing.assert_allclose(logits(model), rounded, rtol=0, atol=5e-5)
+    assert float((rounded - logits(reference_model(checkpoint))).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["v2_per_rank", "v2_shared_ring"])
+def test_the_rows_of_a_shard_are_the_same_however_many_pieces_they_come_in(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = open_checkpoint(GOLDEN[name])
+    layout = TableLayout.of(checkpoint.config.memory, torch.float32, 9000)
+
+    def tables() -> list[list[torch.Tensor]]:
+        tensors = fold_checkpoint(checkpoint, layout, torch.float32)
+        return [list(tensor.pieces()) for tensor in tensors if tensor.kind == "rows"]
+
+    whole = tables()
+    monkeypatch.setattr("umv2_export.onnx.fold.PIECE_BYTES", 7 * 56 * 4)
+    cut = tables()
+    assert {len(pieces) for pieces in whole} == {1}
+    assert all(len(piece) <= 7 for pieces in cut for piece in pieces)
+    for one, many in zip(whole, cut, strict=True):
+        torch.testing.assert_close(torch.cat(many), one[0], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("name", "owns"), [("v2_per_rank", True), ("v2_shared_ring", False), ("v1_skip_layer", False)])
 def test_a_layer_that_owns_its_rows_needs_no_address_map(name: str, owns: bool) -> None:
     checkpoint = open_checkpoint(GOLDEN[name])
@@ -88,3 +124,14 @@ def test_a_weight_outside_the_range_of_half_precision_is_refused_by_name(tmp_pat
     tensor = next(t for t in fold_checkpoint(checkpoint, layout, torch.float16) if t.name == name)
     with pytest.raises(InputRejected, match=name):
         list(tensor.pieces())
+
+
+@pytest.mark.parametrize("table", ["values_for_look_up", "pre_values_for_look_up"])
+def test_a_row_outside_the_range_of_half_precision_is_refused_by_the_name_of_its_table(table: str) -> None:
+    checkpoint = open_checkpoint(GOLDEN["v2_per_rank"])
+    name = f"transformer.full_memory_layer.{table}"
+    checkpoint.tensors[name].parts[0][0, 0] = 70_000.0  # mapped copy-on-write
+    layout = TableLayout.of(checkpoint.config.memory, torch.float16, 10**9)
+    rows = [tensor for tensor in fold_checkpoint(checkpoint, layout, torch.float32) if tensor.kind == "rows"]
+    with pytest.raises(InputRejected, match=rf"'{name}' reaches 7e\+04"):
+        list(rows[0].pieces())

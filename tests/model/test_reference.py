@@ -87,6 +87,8 @@ VARIANTS = {
     "one query for both ranks": variant("umv2-tiny", query_per_rank=False),
     "fewer row keys than hits": variant("umv2-tiny", row_topk=4, topk=11),
     "more row keys than hits": variant("umv2-tiny", row_topk=16, topk=3),
+    "rank 3, four cores, two heads": variant("umv2-tiny", tucker_rank=3, tucker_cores=4, heads=2),
+    "rank 1, one core": variant("umv2-tiny", tucker_rank=1, tucker_cores=1),
     "three heads in the released layout": variant("umv2-tiny", heads=3, query_layout="released"),
     "ring, expanded keys, one group": variant("umv2-tiny-shared"),
     "ring, expanded keys, four groups": variant("umv2-tiny-shared", value_groups=4),

@@ -46,7 +46,7 @@ class Lookup:
         seed: int = 0,
     ) -> None:
         rng = np.random.default_rng(seed)
-        self.count = rows_per_shard * shards - (1 if shards > 1 else 0)
+        self.count = rows_per_shard * shards - (1 if shards > 1 and rows_per_shard > 1 else 0)
         table = rng.standard_normal((self.count, pre_value_dim + value_dim))
         table = np.clip(table * 40, -128, 127) if rows == "int8" else table
         table = table.astype(ROW_TYPES[rows])
@@ -135,6 +135,7 @@ CASES: dict[str, dict[str, Any]] = {
     "three cores": {"cores": 3},
     "two shards": {"shards": 2},
     "three shards": {"shards": 3},
+    "shards of one row": {"shards": 3, "rows_per_shard": 1},
     "gelu": {"activation": "gelu"},
     "groups": {"groups": 4, "pre_value_dim": 0},
     "half rows": {"rows": "float16"},
@@ -157,29 +158,53 @@ def test_the_body_gives_what_the_op_gives(label: str, opset: int) -> None:
     np.testing.assert_allclose(lookup.by_body(opset=opset), lookup.by_op(), rtol=RTOL, atol=ATOL)
 
 
-def test_half_precision_scores_give_a_half_precision_output_summed_in_fp32() -> None:
-    lookup = Lookup(scores=np.float16, shards=2)
+@pytest.mark.parametrize("label", sorted(CASES))
+def test_half_precision_scores_give_a_half_precision_output(label: str) -> None:
+    lookup = Lookup(scores=np.float16, **CASES[label])
     for found in (lookup.by_op(), lookup.by_body()):
         assert found.dtype == np.float16
         np.testing.assert_allclose(found.astype(np.float64), lookup.by_oracle(), rtol=1e-3, atol=2e-3)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    tokens=st.integers(0, 4),
-    hits=st.integers(1, 12),
-    shards=st.integers(1, 4),
-    rows=st.sampled_from(sorted(ROW_TYPES)),
-    pre_value_dim=st.integers(0, 7),
-    value_dim=st.sampled_from([6, 12]),
-    cores=st.integers(1, 3),
-    groups=st.sampled_from([1, 4]),
-    rows_per_shard=st.integers(2, 7),
-    seed=st.integers(0, 99),
+random_shapes = st.fixed_dictionaries(
+    {
+        "tokens": st.integers(0, 4),
+        "hits": st.integers(1, 12),
+        "shards": st.integers(1, 4),
+        "rows": st.sampled_from(sorted(ROW_TYPES)),
+        "pre_value_dim": st.integers(0, 7),
+        "value_dim": st.sampled_from([6, 12]),
+        "cores": st.integers(1, 3),
+        "groups": st.sampled_from([1, 2, 4]),
+        "activation": st.sampled_from(["none", "gelu"]),
+        "rows_per_shard": st.integers(1, 7),
+        "seed": st.integers(0, 99),
+    }
 )
-def test_the_op_agrees_with_the_oracle_for_random_shapes(**shape: Any) -> None:
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=random_shapes)
+def test_the_op_agrees_with_the_oracle_for_random_shapes(shape: dict[str, Any]) -> None:
     lookup = Lookup(**shape)
     np.testing.assert_allclose(lookup.by_op(), lookup.by_oracle(), rtol=RTOL, atol=ATOL)
+
+
+def test_half_precision_inputs_are_summed_in_fp32() -> None:
+    """Terms of 1 on top of 4096: in fp16, each would be rounded away."""
+    lookup = Lookup(tokens=1, hits=65, pre_value_dim=0, value_dim=1, cores=1, rows="float16", scores=np.float16)
+    lookup.rows = [np.full_like(lookup.rows[0], 1.0)]
+    lookup.scores[:] = 1.0
+    lookup.scores[0, 0] = 4096.0
+    for found in (lookup.by_op(), lookup.by_body()):
+        np.testing.assert_array_equal(found, [[4160.0]])
+
+
+@settings(max_examples=25, deadline=None)
+@given(shape=random_shapes)
+def test_the_body_agrees_with_the_oracle_for_random_shapes(shape: dict[str, Any]) -> None:
+    lookup = Lookup(**shape)
+    np.testing.assert_allclose(lookup.by_body(), lookup.by_oracle(), rtol=RTOL, atol=ATOL)
 
 
 @pytest.mark.parametrize("index", [-1, 9, 2**40])
@@ -211,6 +236,27 @@ def test_shards_that_do_not_fit_are_refused() -> None:
     lookup.rows[0] = lookup.rows[0][:-1]
     with pytest.raises(ValueError, match="rows_per_shard 5"):
         lookup.by_op()
+
+
+def test_scores_of_no_core_are_refused() -> None:
+    lookup = Lookup()
+    lookup.scores = lookup.scores[:, :, :0]
+    with pytest.raises(ValueError, match="parts"):
+        lookup.by_op()
+
+
+def test_shards_of_different_types_are_refused() -> None:
+    lookup = Lookup(shards=2)
+    lookup.rows[1] = lookup.rows[1].astype(np.int8)
+    with pytest.raises(ValueError, match="rows"):
+        lookup.by_op()
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    arguments = list(Lookup().op_arguments())
+    arguments[7] = "relu"
+    with pytest.raises(ValueError, match="relu"):
+        memory_lookup(*arguments)
 
 
 @pytest.mark.parametrize("label", ["plain", "pre-values", "three shards", "everything", "bfloat rows"])

@@ -102,6 +102,25 @@ def test_the_body_serves_other_heads_ranks_and_cores(heads: int, ranks: int, cor
     assert_same_hits(run_body(tucker_model(row_topk=5, topk=7), feed), by_torch(feed, 5, 7), heads, 2e-5)
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    tokens=st.integers(0, 3),
+    heads=st.integers(1, 3),
+    keys=st.integers(1, 20),
+    ranks=st.integers(1, 3),
+    cores=st.integers(1, 3),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
+def test_the_body_agrees_with_the_oracle_for_random_shapes(data: st.DataObject, **shape: Any) -> None:
+    row_topk = data.draw(st.integers(1, shape["keys"]))
+    topk = data.draw(st.integers(1, row_topk**2))
+    feed = inputs(**shape)
+    truth = oracle.tucker_topk(*feed.values(), row_topk=row_topk, topk=topk)
+    found = run_body(tucker_model(row_topk=row_topk, topk=topk), feed)
+    assert_same_hits(found, list(truth), shape["heads"], 5e-5)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_wrong_shape_is_refused(name: str) -> None:
     feed = inputs(tokens=2)

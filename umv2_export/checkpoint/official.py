@@ -14,8 +14,8 @@ import yaml
 
 from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, validate_tensors
 from umv2_export.checkpoint.official_fields import check_field_classes
-from umv2_export.config import TABLES, MemoryConfig, ModelConfig, QueryLayout
-from umv2_export.errors import InputRejected, Umv2Error, Unsupported
+from umv2_export.config import MOST_REPEATS, TABLES, MemoryConfig, ModelConfig, QueryLayout
+from umv2_export.errors import InputRejected, Umv2Error, Unsupported, shown
 from umv2_export.files import inside, tokenizer_files
 
 __all__ = ["CONFIG_FILE", "model_config", "read_checkpoint"]
@@ -142,7 +142,8 @@ class _FieldReader:
     def integer(self, name: str, *, minimum: int = 1) -> int:
         value = self._value(name)
         if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value < 2**31:
-            raise InputRejected(f"field '{name}' must be an integer from {minimum} to {2**31 - 1}, got {value!r}")
+            problem = f"field '{name}' must be an integer from {minimum} to {2**31 - 1}, got {shown(value)}"
+            raise InputRejected(problem)
         return value
 
     def optional_integer(self, name: str) -> int | None:
@@ -150,20 +151,20 @@ class _FieldReader:
 
     def real(self, name: str) -> float:
         value = self._value(name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-            raise InputRejected(f"field '{name}' must be a positive number, got {value!r}")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e300:
+            raise InputRejected(f"field '{name}' must be a positive number, got {shown(value)}")
         return float(value)
 
     def boolean(self, name: str) -> bool:
         value = self._value(name)
         if not isinstance(value, bool):
-            raise InputRejected(f"field '{name}' must be true or false, got {value!r}")
+            raise InputRejected(f"field '{name}' must be true or false, got {shown(value)}")
         return value
 
     def text(self, name: str) -> str:
         value = self._value(name)
         if not isinstance(value, str):
-            raise InputRejected(f"field '{name}' must be text, got {value!r}")
+            raise InputRejected(f"field '{name}' must be text, got {shown(value)}")
         return value
 
 
@@ -179,6 +180,8 @@ def _ffn_size(read: _FieldReader, hidden_size: int) -> int:
 
 def _placements(insert_way: str, layers: int) -> tuple[tuple[int, int], ...]:
     """`full`, or `read:add` pairs separated by `/`."""
+    if layers > MOST_REPEATS:
+        raise Unsupported(f"n_layers is {layers}, at most {MOST_REPEATS} are supported")
     if insert_way == "full":
         return tuple((i, i) for i in range(layers))
     if not re.fullmatch(r"\d{1,6}:\d{1,6}(/\d{1,6}:\d{1,6})*", insert_way):
@@ -188,12 +191,14 @@ def _placements(insert_way: str, layers: int) -> tuple[tuple[int, int], ...]:
 
 
 def _read_fields(config_file: Path) -> Mapping[str, Any]:
+    if not config_file.is_file():
+        raise InputRejected("the configuration is not a file", where=config_file)
     if config_file.stat().st_size > MAX_CONFIG_BYTES:
         raise InputRejected(f"the file is larger than {MAX_CONFIG_BYTES} bytes", where=config_file)
     try:
         data = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise InputRejected("not a YAML file", where=config_file, why=str(error).replace("\n", " ")) from error
+    except Exception as error:  # the constructors of dates and numbers raise whatever they like
+        raise InputRejected("not a YAML file", where=config_file, why=" ".join(str(error).split())[:500]) from error
     fields = data.get("model") if isinstance(data, dict) else None
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
         raise InputRejected("section 'model' is missing or not a mapping", where=config_file)
@@ -262,6 +267,10 @@ def _load_state_dict(file: Path) -> dict[str, torch.Tensor]:
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
     ):
         raise InputRejected("the file is not a state dict of named tensors", where=file)
+    for name, value in state.items():
+        # Anything else than a plain array could not be mapped, or would not mean what its bytes say.
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_neg():
+            raise InputRejected(f"tensor {name!r} is not a plain array", where=file)
     return {name: value.detach() for name, value in state.items()}
 
 

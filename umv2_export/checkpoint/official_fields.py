@@ -6,7 +6,7 @@ Any field that is silently left out could change what the model computes.
 from collections.abc import Mapping
 from typing import Any
 
-from umv2_export.errors import InputRejected, Unsupported
+from umv2_export.errors import InputRejected, Unsupported, shown
 
 __all__ = ["check_field_classes"]
 
@@ -72,7 +72,7 @@ def check_field_classes(fields: Mapping[str, Any]) -> None:
                 value is allowed or (value == allowed and type(value) is type(allowed)) for allowed in REQUIRED[name]
             ):
                 allowed = " or ".join(repr(choice) for choice in REQUIRED[name])
-                raise Unsupported(f"field '{name}' is {value!r}", why=f"only {allowed} is implemented")
+                raise Unsupported(f"field '{name}' is {shown(value)}", why=f"only {allowed} is implemented")
         elif name not in SUPPORTED and name not in IGNORED:
             raise Unsupported(f"unknown field '{name}'", why="a field that is left out could change what is computed")
     for name in REQUIRED:

@@ -1,5 +1,6 @@
 """A checkpoint becomes a bundle: trace, fold, write, check, and only then take the name of the output."""
 
+import functools
 import hashlib
 import shutil
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+import torch
 
 from umv2_export import __version__
 from umv2_export.bundle import MODEL_FILE, WEIGHTS_FILE, Bundle, Manifest, rows_file
@@ -108,7 +110,8 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
             fix="--dtype fp16, or --dtype fp32 --table-dtype bf16; for GPU runtimes alone: --dtype bf16 --target gpu",
         )
     dtype = torch_dtype(options.dtype)
-    stored = next(t.dtype for name, t in checkpoint.tensors.items() if name.endswith(TABLES))
+    tables = [tensor.dtype for name, tensor in checkpoint.tensors.items() if name.endswith(TABLES)]
+    stored = functools.reduce(torch.promote_types, tables)
     table_dtype = stored if options.table_dtype == "same" else torch_dtype(options.table_dtype)
     layout = TableLayout.of(checkpoint.config.memory, table_dtype, options.shard_bytes)
     return ExportPlan(checkpoint, options, layout, fold_checkpoint(checkpoint, layout, dtype))

@@ -204,5 +204,4 @@ def _table_pieces(
     order = order[rows.start : rows.stop]
     step = max(1, PIECE_BYTES // (layout.row_size * layout.dtype.itemsize))
     for index in order.split(step):
-        piece = torch.cat([part.rows(index) for part in parts], dim=1)
-        yield _cast(piece, layout.dtype, parts[-1].name)
+        yield torch.cat([_cast(part.rows(index), layout.dtype, part.name) for part in parts], dim=1)

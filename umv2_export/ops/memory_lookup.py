@@ -130,8 +130,12 @@ def _problems(
 ) -> Iterator[str]:
     if indices.dim() != 2 or scores.dim() != 3 or scores.shape[:2] != indices.shape:
         yield f"indices [T, K] and scores [T, K, C] expected, got {list(indices.shape)} and {list(scores.shape)}"
+    if not scores.shape[-1]:
+        yield "scores have no parts: at least one core is needed"
     if not rows or any(shard.dim() != 2 or shard.shape[1] != rows[0].shape[1] for shard in rows):
         yield f"rows must be shards of equal width, got {[list(shard.shape) for shard in rows]}"
+    if any(shard.dtype != rows[0].dtype for shard in rows):
+        yield f"rows must be shards of one dtype, got {[str(shard.dtype) for shard in rows]}"
     if any(len(shard) != rows_per_shard for shard in rows[:-1]) or not 1 <= len(rows[-1]) <= rows_per_shard:
         yield f"shards of {[len(shard) for shard in rows]} rows do not fit rows_per_shard {rows_per_shard}"
     width = rows[0].shape[1]

@@ -1,5 +1,6 @@
 """The parity check: every case, every output, and a verdict."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -53,10 +54,16 @@ class ParityReport:
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
-        result: dict[str, object] = {"passed": self.passed, "checks": [asdict(check) for check in self.checks]}
+        checks = [{name: _finite(value) for name, value in asdict(check).items()} for check in self.checks]
+        result: dict[str, object] = {"passed": self.passed, "checks": checks}
         if self.layers:
             result["layerwise"] = [asdict(layer) for layer in self.layers]
         return result
+
+
+def _finite(value: object) -> object:
+    """JSON has no infinity: an unlimited tolerance is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_bundle(
@@ -113,7 +120,7 @@ def check_parity(
         actual = runtime.run(case.step, probe=layerwise)
         checks = list(_checks(runtime.name, case, expected, actual, tolerance, config))
         if any(check.status == "fail" for check in checks):
-            _reconsider(checks, reference, runtime, case, tolerance)
+            _reconsider(checks, actual, reference, runtime, case, tolerance)
         report.checks += checks
         if layerwise:
             report.layers += _layers(runtime.name, case, expected, actual, tolerance, config)
@@ -161,7 +168,12 @@ def _failure_note(found: Difference) -> str | None:
 
 
 def _reconsider(
-    checks: list[Check], reference: TorchRuntime, runtime: Runtime, case: Case, tolerance: Tolerance
+    checks: list[Check],
+    plain: StepOutput,
+    reference: TorchRuntime,
+    runtime: Runtime,
+    case: Case,
+    tolerance: Tolerance,
 ) -> None:
     """Tell swaps at near ties from errors, and mark what they explain."""
     if any(check.max_abs is None for check in checks):
@@ -173,7 +185,8 @@ def _reconsider(
     forced = reference.run_forced(case.step, [actual.probes[f"addresses.{j}"] for j in layers])
     real = case.real_tokens.ravel()
     swaps, problem = judge_routing(reference.model, forced.probes, actual.probes, tolerance, real)
-    ours, theirs = _outputs(case, forced), _outputs(case, actual)
+    # The outputs of the run without probes: they are what users get, and probes may keep a runtime from fusing nodes.
+    ours, theirs = _outputs(case, forced), _outputs(case, plain)
     for check in checks:
         if check.status == "pass":
             continue

@@ -1,5 +1,5 @@
 """One file a runtime, behind one small interface."""
 
-from umv2_export.runtimes.base import Runtime, StepInput, StepOutput, empty_cache, open_runtime
+from umv2_export.runtimes.base import Runtime, StepInput, StepOutput, empty_cache, open_runtime, require_runtime
 
-__all__ = ["Runtime", "StepInput", "StepOutput", "empty_cache", "open_runtime"]
+__all__ = ["Runtime", "StepInput", "StepOutput", "empty_cache", "open_runtime", "require_runtime"]

@@ -9,8 +9,18 @@ import numpy.typing as npt
 
 from umv2_export.bundle import Bundle
 from umv2_export.config import ModelConfig
+from umv2_export.errors import EnvironmentUnfit
 
-__all__ = ["Array", "Cache", "Runtime", "StepInput", "StepOutput", "empty_cache", "open_runtime"]
+__all__ = [
+    "Array",
+    "Cache",
+    "Runtime",
+    "StepInput",
+    "StepOutput",
+    "empty_cache",
+    "open_runtime",
+    "require_runtime",
+]
 
 Array = npt.NDArray[Any]
 
@@ -62,6 +72,22 @@ def empty_cache(config: ModelConfig, batch: int) -> Cache:
     """A cache of length 0."""
     empty = np.zeros((batch, config.num_heads, 0, config.head_size), dtype=np.float32)
     return [(empty, empty)] * config.num_layers
+
+
+def require_runtime(name: str) -> None:
+    """Notice that a runtime is not installed before long work begins.
+
+    Raises:
+        EnvironmentUnfit: it is not.
+    """
+    if name == "torch":
+        return
+    try:
+        import onnxruntime  # noqa: F401, PLC0415 - an optional package
+    except ImportError as error:
+        raise EnvironmentUnfit(
+            "ONNX Runtime is not installed", fix="pip install 'umv2-export[cpu]' (or onnxruntime-gpu)"
+        ) from error
 
 
 def open_runtime(name: str, bundle: Bundle) -> Runtime:

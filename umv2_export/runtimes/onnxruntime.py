@@ -6,9 +6,9 @@ import numpy as np
 
 from umv2_export import native_library
 from umv2_export.bundle import Bundle
-from umv2_export.errors import EnvironmentUnfit, InputRejected, Unsupported
+from umv2_export.errors import InputRejected, Unsupported
 from umv2_export.onnx.trace import probe_names
-from umv2_export.runtimes.base import Array, StepInput, StepOutput
+from umv2_export.runtimes.base import Array, StepInput, StepOutput, require_runtime
 
 __all__ = ["OnnxRuntime"]
 
@@ -66,12 +66,9 @@ class OnnxRuntime:
         return StepOutput(outputs["logits"].astype(np.float32), present, probes)
 
     def _open(self, model: Any) -> Any:
-        try:
-            import onnxruntime  # noqa: PLC0415 - an optional package
-        except ImportError as error:
-            raise EnvironmentUnfit(
-                "ONNX Runtime is not installed", fix="pip install 'umv2-export[cpu]' (or onnxruntime-gpu)"
-            ) from error
+        require_runtime(self.name)
+        import onnxruntime  # noqa: PLC0415 - an optional package
+
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # A graph given as bytes finds its external data here.

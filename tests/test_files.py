@@ -1,0 +1,380 @@
+"""Folders appear whole or not at all, and names that were read from a file stay in their folder."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from umv2_export import files
+from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest
+from umv2_export.files import (
+    HashedFile,
+    atomic_directory,
+    check_target,
+    file_sha256,
+    inside,
+    require_free_space,
+    tensor_bytes,
+)
+
+# Writes half of a new folder, says so, and waits to be killed.
+HALF_A_RUN = """
+import sys, time
+from pathlib import Path
+from umv2_export.files import atomic_directory
+with atomic_directory(Path(sys.argv[1])) as folder:
+    (folder / "half").write_text("new")
+    print("written", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """A folder that an earlier run wrote."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / "old").write_text("old")
+    return folder
+
+
+def partial_of(target: Path) -> Path:
+    """The temporary sibling."""
+    return target.with_name(f".{target.name}.partial")
+
+
+def replace(target: Path) -> None:
+    """A run that succeeds."""
+    with atomic_directory(target) as folder:
+        (folder / "new").write_text("new")
+
+
+def listing(folder: Path) -> list[str]:
+    """Names in a folder, hidden ones too."""
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+# atomic_directory
+
+
+def test_a_new_folder_appears_when_the_block_ends(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    with atomic_directory(target) as folder:
+        (folder / "new").write_text("new")
+        assert not target.exists()
+    assert listing(target) == ["new"]
+    assert listing(tmp_path) == ["bundle"]
+
+
+def test_folders_above_the_target_are_made(tmp_path: Path) -> None:
+    replace(tmp_path / "a" / "b" / "bundle")
+    assert listing(tmp_path / "a" / "b") == ["bundle"]
+
+
+def test_the_old_folder_is_replaced_as_a_whole(target: Path) -> None:
+    replace(target)
+    assert listing(target) == ["new"]
+    assert listing(target.parent) == ["bundle"]
+
+
+def test_the_old_folder_stays_while_the_new_one_is_written(target: Path) -> None:
+    with atomic_directory(target) as folder:
+        (folder / "new").write_text("new")
+        assert listing(target) == ["old"]
+
+
+def test_an_error_keeps_the_old_folder_and_removes_the_partial_one(target: Path) -> None:
+    def fail_half_way() -> None:
+        with atomic_directory(target) as folder:
+            (folder / "new").write_text("new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way()
+    assert listing(target) == ["old"]
+    assert listing(target.parent) == ["bundle"]
+
+
+def test_an_interrupt_leaves_nothing_where_nothing_was(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), atomic_directory(tmp_path / "bundle"):
+        raise KeyboardInterrupt
+    assert listing(tmp_path) == []
+
+
+def test_the_partial_folder_of_a_dead_run_is_removed(target: Path) -> None:
+    stale = partial_of(target)
+    (stale / "folder").mkdir(parents=True)
+    (stale / "folder" / "file").write_text("stale")
+    (stale / "link").symlink_to(target)
+    with atomic_directory(target) as folder:
+        assert listing(folder) == []
+    assert listing(target) == []
+    assert listing(target.parent) == ["bundle"]
+
+
+def test_what_a_link_of_a_dead_run_points_to_is_kept(target: Path) -> None:
+    partial_of(target).mkdir()
+    kept = target.parent / "kept"
+    kept.mkdir()
+    (kept / "file").write_text("kept")
+    (partial_of(target) / "link").symlink_to(kept)
+    replace(target)
+    assert listing(kept) == ["file"]
+
+
+def test_a_live_run_of_the_same_target_is_not_disturbed(target: Path) -> None:
+    with atomic_directory(target) as folder:
+        (folder / "first").write_text("first")
+        with pytest.raises(EnvironmentUnfit, match="another run is writing this output"), atomic_directory(target):
+            pass
+        assert listing(folder) == ["first"]
+    assert listing(target) == ["first"]
+
+
+def test_a_lock_of_another_process_refuses_with_exit_code_4(target: Path) -> None:
+    partial_of(target).mkdir()
+    lock = os.open(partial_of(target), os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(EnvironmentUnfit) as caught:
+            replace(target)
+    finally:
+        os.close(lock)
+    assert caught.value.exit_code == 4
+    assert listing(target) == ["old"]
+
+
+def test_a_killed_run_leaves_the_old_folder_and_the_next_run_succeeds(target: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HALF_A_RUN, str(target)], stdout=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == b"written\n"
+        with pytest.raises(EnvironmentUnfit, match="another run"):
+            replace(target)
+        run.send_signal(signal.SIGKILL)
+    assert listing(target) == ["old"]
+    assert listing(partial_of(target)) == ["half"]
+    replace(target)
+    assert listing(target) == ["new"]
+    assert listing(target.parent) == ["bundle"]
+
+
+def test_folders_are_replaced_where_the_file_system_cannot_exchange_names(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_rename_exchange", lambda first, second: False)
+    replace(target)
+    assert listing(target) == ["new"]
+    assert listing(target.parent) == ["bundle"]
+
+
+def test_a_target_that_is_a_link_stays_a_link_to_the_new_folder(target: Path) -> None:
+    link = target.with_name("link")
+    link.symlink_to(target)
+    replace(link)
+    assert link.is_symlink()
+    assert listing(target) == ["new"]
+    assert listing(target.parent) == ["bundle", "link"]
+
+
+def test_an_error_keeps_what_a_link_points_to(target: Path) -> None:
+    link = target.with_name("link")
+    link.symlink_to(target)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), atomic_directory(link):
+            raise ZeroDivisionError
+        assert listing(target) == ["old"]
+
+
+def test_two_runs_through_a_link_and_past_it_do_not_disturb_each_other(target: Path) -> None:
+    link = target.with_name("link")
+    link.symlink_to(target)
+    with (
+        atomic_directory(link),
+        pytest.raises(EnvironmentUnfit, match="another run is writing this output"),
+        atomic_directory(target),
+    ):
+        pass
+
+
+def test_a_link_to_nothing_leads_to_the_new_folder(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("bundle")
+    check_target(tmp_path / "link", force=False)
+    replace(tmp_path / "link")
+    assert listing(tmp_path / "bundle") == ["new"]
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG], ids=errno.errorcode.get)
+def test_a_full_disk_is_an_unfit_environment(target: Path, code: int) -> None:
+    with pytest.raises(EnvironmentUnfit, match="the disk is full"), atomic_directory(target):
+        raise OSError(code, os.strerror(code))
+    assert listing(target) == ["old"]
+    assert listing(target.parent) == ["bundle"]
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS], ids=errno.errorcode.get)
+def test_a_folder_that_may_not_be_written_is_an_unfit_environment(target: Path, code: int) -> None:
+    with pytest.raises(EnvironmentUnfit, match="the output may not be written"), atomic_directory(target):
+        raise OSError(code, os.strerror(code))
+
+
+def test_a_file_that_reaches_the_limit_of_its_size_is_an_unfit_environment(target: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with (
+            pytest.raises(EnvironmentUnfit, match="the disk is full"),
+            atomic_directory(target) as folder,
+            HashedFile(folder / "rows") as out,
+        ):
+            out.write(bytes(20_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert listing(target) == ["old"]
+    assert listing(target.parent) == ["bundle"]
+
+
+# check_target
+
+
+def test_a_folder_that_is_missing_or_empty_may_be_written(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    check_target(tmp_path / "empty", force=False)
+    check_target(tmp_path / "missing", force=False)
+
+
+def test_a_folder_that_is_not_empty_needs_force(target: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"not empty[\s\S]*--force"):
+        check_target(target, force=False)
+    check_target(target, force=True)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_is_never_replaced(target: Path, force: bool) -> None:
+    with pytest.raises(InvalidRequest, match="is a file"):
+        check_target(target / "old", force=force)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_target_below_a_file_is_refused(target: Path, force: bool) -> None:
+    with pytest.raises(InvalidRequest):
+        check_target(target / "old" / "bundle", force=force)
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("name", [".", "..", "../..", "../../bundle"])
+def test_the_working_directory_and_what_holds_it_are_refused(
+    target: Path, monkeypatch: pytest.MonkeyPatch, name: str, force: bool
+) -> None:
+    (target / "below").mkdir()
+    monkeypatch.chdir(target / "below")
+    with pytest.raises(InvalidRequest, match="holds the current folder"):
+        check_target(Path(name), force=force)
+
+
+def test_force_does_not_delete_the_home_directory(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(target / "user"))
+    with pytest.raises(InvalidRequest, match="--force would delete"):
+        check_target(target, force=True)
+
+
+def test_force_does_not_delete_the_input(target: Path) -> None:
+    for checkpoint in (target, target / "checkpoints" / "step-1"):
+        with pytest.raises(InvalidRequest, match="--force would delete"):
+            check_target(target, force=True, inputs=[checkpoint])
+
+
+def test_force_does_not_delete_an_input_behind_a_link(target: Path) -> None:
+    link = target.with_name("link")
+    link.symlink_to(target / "checkpoint")
+    (target / "checkpoint").mkdir()
+    with pytest.raises(InvalidRequest, match="--force would delete"):
+        check_target(target, force=True, inputs=[link])
+
+
+def test_force_replaces_a_folder_beside_the_input(target: Path) -> None:
+    check_target(target, force=True, inputs=[target.with_name("bundle-2")])
+
+
+# require_free_space
+
+
+def test_what_fits_on_the_disk_is_allowed(tmp_path: Path) -> None:
+    require_free_space(tmp_path / "not" / "yet" / "there", 1)
+
+
+def test_what_the_disk_cannot_hold_is_refused_with_both_sizes(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentUnfit, match=r"has \d+\.\d+ GB free, the output needs 1000000000\.000 GB") as caught:
+        require_free_space(tmp_path / "not" / "yet" / "there", 10**18)
+    assert caught.value.where == str(tmp_path)
+
+
+# inside
+
+
+def test_a_name_in_the_folder_is_found(target: Path) -> None:
+    (target / "below").mkdir()
+    (target / "below" / "file").write_text("x")
+    assert inside(target, "old") == target / "old"
+    assert inside(target, "below/file") == target / "below" / "file"
+
+
+@pytest.mark.parametrize("name", ["../bundle/old", "/etc/passwd", "a/../old", "..", "", ".", "old\0", "..\\old"])
+def test_a_name_that_leads_out_of_the_folder_is_rejected(target: Path, name: str) -> None:
+    with pytest.raises(InputRejected, match="leads out of its folder"):
+        inside(target, name)
+
+
+@pytest.mark.parametrize("name", ["new", "old/file", "x" * 300, "/".join(["x"] * 3000)], ids=lambda name: name[:10])
+def test_a_name_of_no_file_is_rejected(target: Path, name: str) -> None:
+    with pytest.raises(InputRejected, match="is missing"):
+        inside(target, name)
+
+
+def test_a_folder_is_no_file(target: Path) -> None:
+    (target / "below").mkdir()
+    with pytest.raises(InputRejected, match="is missing"):
+        inside(target, "below")
+
+
+# HashedFile and bytes
+
+
+def test_a_hashed_file_knows_size_and_sha256_of_what_it_wrote(tmp_path: Path) -> None:
+    with HashedFile(tmp_path / "file") as out:
+        out.write(b"abc")
+        assert out.align(8) == 8
+        out.write(memoryview(b"defg"))
+    content = b"abc\0\0\0\0\0defg"
+    assert (tmp_path / "file").read_bytes() == content
+    assert (out.size, out.sha256) == (12, hashlib.sha256(content).hexdigest())
+    assert file_sha256(tmp_path / "file") == out.sha256
+
+
+def test_aligning_what_is_aligned_writes_nothing(tmp_path: Path) -> None:
+    with HashedFile(tmp_path / "file") as out:
+        assert out.align(4096) == 0
+        out.write(bytes(4096))
+        assert out.align(4096) == 4096
+
+
+def test_a_hashed_file_never_overwrites(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(FileExistsError):
+        HashedFile(tmp_path / "file")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64], ids=str)
+def test_tensor_bytes_are_the_elements_in_row_major_order(dtype: torch.dtype) -> None:
+    tensor = torch.arange(6).reshape(2, 3).to(dtype)
+    expected = b"".join(bytes(element.reshape(1).view(torch.uint8).tolist()) for element in tensor.reshape(-1))
+    assert bytes(tensor_bytes(tensor)) == expected
+    assert bytes(tensor_bytes(tensor.t().contiguous().t())) == expected
