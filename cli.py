@@ -4,6 +4,7 @@ Results go to stdout, progress and errors to stderr. Heavy imports happen inside
 """
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ __all__ = ["cli", "main"]
 
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+EXIT_INTERNAL = 70
 
 # Anonymous memory of `convert` and `init`: imports, and a few pieces of a table.
 NATIVE_MEMORY = 600 * 10**6
@@ -48,6 +50,17 @@ def byte_size(text: str) -> int:
     if size < 1:
         raise click.BadParameter(f"{text!r} is below one byte; the default is 2GB")
     return size
+
+
+def tolerance(text: str) -> float:
+    """A finite number, 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise click.BadParameter(f"{text!r} is no tolerance; write a number such as 1e-4")
+    return value
 
 
 def token_ids(text: str) -> tuple[int, ...]:
@@ -146,7 +159,9 @@ def convert(
     check_target(output, force=force, inputs=[official])
     checkpoint = open_checkpoint(official, query_layout=LAYOUTS[query_layout], allow_non_finite=allow_non_finite)
     streams = checkpoint_streams(checkpoint)
-    write_native(checkpoint.config, streams, output, checkpoint.tokenizer_files, dry_run=dry_run, as_json=as_json)
+    write_native(
+        checkpoint.config, streams, output, checkpoint.tokenizer_files, force=force, dry_run=dry_run, as_json=as_json
+    )
 
 
 @cli.command()
@@ -169,7 +184,7 @@ def init(preset: str, output: Path, seed: int, scheme: Any, force: bool, dry_run
     check_target(output, force=force)
     config = PRESETS[preset]
     streams = random_tensors(config, seed=seed, scheme=scheme)
-    write_native(config, streams, output, [], dry_run=dry_run, as_json=as_json)
+    write_native(config, streams, output, [], force=force, dry_run=dry_run, as_json=as_json)
 
 
 @cli.command()
@@ -203,8 +218,8 @@ def init(preset: str, output: Path, seed: int, scheme: Any, force: bool, dry_run
 )
 @click.option("--inline-functions", is_flag=True, help="Write standard ops only, for runtimes that know no functions.")
 @click.option("--no-validate", is_flag=True, help="Skip the parity check after the export.")
-@click.option("--atol", type=click.FloatRange(min=0), help="Absolute tolerance of the validation.")
-@click.option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance of the validation.")
+@click.option("--atol", type=tolerance, metavar="FLOAT", help="Absolute tolerance of the validation.")
+@click.option("--rtol", type=tolerance, metavar="FLOAT", help="Relative tolerance of the validation.")
 @checkpoint_options
 @json_option
 def onnx(
@@ -242,7 +257,7 @@ def onnx(
         require_free_space(output, plan.disk_bytes)
         print_dry_run(output, plan.memory_bytes, plan.disk_bytes, as_json=as_json)
         return
-    validates = not no_validate and target != "gpu"
+    validates = not no_validate and dtype != "bf16"
     if validates:
         require_runtime("onnxruntime")
     reports: list[ParityReport] = []
@@ -258,7 +273,9 @@ def onnx(
             )
 
     with progress_bars() as track:
-        result = export_bundle(plan, output, validate=validate if validates else None, track=track)
+        result = export_bundle(
+            plan, output, validate=validate if validates else None, track=track, replace_target=force
+        )
     show_export(result, reports[0] if reports else None, as_json=as_json)
 
 
@@ -277,9 +294,11 @@ def onnx(
     help="Repeatable.",
 )
 @click.option("--layerwise", is_flag=True, help="Compare the residual stream layer by layer.")
-@click.option("--atol", type=click.FloatRange(min=0), help="Absolute tolerance; default by dtype, see docs/parity.md.")
-@click.option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the test inputs.")
+@click.option(
+    "--atol", type=tolerance, metavar="FLOAT", help="Absolute tolerance; default by dtype, see docs/parity.md."
+)
+@click.option("--rtol", type=tolerance, metavar="FLOAT", help="Relative tolerance.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the test inputs.")
 @json_option
 def parity(
     bundle: Path,
@@ -401,6 +420,7 @@ def write_native(
     output: Path,
     extra_files: Iterable[Path],
     *,
+    force: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -416,7 +436,7 @@ def write_native(
         print_dry_run(output, NATIVE_MEMORY, size, as_json=as_json)
         return
     with progress_bars() as track:
-        save_checkpoint(output, config, streams, extra_files, track)
+        save_checkpoint(output, config, streams, extra_files, track, replace_target=force)
     parameters = count_parameters(config).as_dict()
     if as_json:
         files = {file.name: file.stat().st_size for file in sorted(output.iterdir())}
@@ -488,8 +508,14 @@ def main() -> NoReturn:
     except (OSError, MemoryError) as error:
         report_error(EnvironmentUnfit(str(error) or "not enough memory"))
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; no output was left", err=True)
+        click.echo("interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:  # a bug of ours: told apart from a failed check by its exit code
+        if os.environ.get("UMV2_TRACEBACK"):
+            raise
+        click.echo(f"internal error: {type(error).__name__}: {error}", err=True)
+        click.echo("  fix: please report it, with what UMV2_TRACEBACK=1 shows", err=True)
+        sys.exit(EXIT_INTERNAL)
     sys.exit(0)
 
 

@@ -161,7 +161,8 @@ def test_env_lists_versions_features_and_runtimes() -> None:
     facts = json.loads(run_command("env", "--json").stdout)
     assert facts["packages"]["torch"]
     assert facts["cpu"]["cores"] >= 1
-    assert facts["runtimes"] == {"torch": True, "onnxruntime": True}
+    assert facts["runtimes"] == {"torch": True, "onnxruntime": True, "onnxruntime-native": True}
+    assert facts["native_library"]["kernels"] in ("portable", "avx2", "avx512")
 
 
 def test_generate_prints_the_new_token_ids(bundle: Path) -> None:
@@ -215,3 +216,35 @@ def test_a_wheel_holds_one_top_level_package_with_the_command_line(tmp_path: Pat
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"umv2_export"}
     assert "umv2_export/cli.py" in names
     assert "umv2_export/onnx/export.py" in names
+
+
+def test_a_runtime_is_not_compared_with_itself(bundle: Path) -> None:
+    result = run_command("parity", bundle, "--runtime", "torch")
+    assert result.exit_code == 2
+    assert "--reference" in result.stderr
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "x"])
+def test_a_tolerance_is_a_finite_number(bundle: Path, value: str) -> None:
+    assert run_command("parity", bundle, f"--rtol={value}").exit_code == 2
+
+
+def test_the_tolerance_that_is_printed_passes_when_it_is_typed(bundle: Path) -> None:
+    report = run_command("parity", bundle, "--atol", "0", "--rtol", "0")
+    assert report.exit_code == 1
+    printed = report.stdout.splitlines()[-1].partition(": ")[2].split()
+    assert run_command("parity", bundle, *printed).exit_code == 0
+
+
+def test_a_path_that_looks_like_markup_is_printed_as_it_is(bundle: Path, tmp_path: Path) -> None:
+    reference = shutil.copytree(GOLDEN["v2_shared_ring"], tmp_path / "ck[bold]x")
+    result = run_command("parity", bundle, "--reference", reference)
+    assert result.exit_code == 0
+    assert "ck[bold]x" in result.stdout
+
+
+def test_a_bug_of_ours_has_an_exit_code_of_its_own(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("umv2_export.bundle.Bundle.verify", lambda self: 1 / 0)
+    result = run_command("verify", bundle)
+    assert result.exit_code == 70
+    assert "internal error" in result.stderr

@@ -378,3 +378,28 @@ def test_tensor_bytes_are_the_elements_in_row_major_order(dtype: torch.dtype) ->
     expected = b"".join(bytes(element.reshape(1).view(torch.uint8).tolist()) for element in tensor.reshape(-1))
     assert bytes(tensor_bytes(tensor)) == expected
     assert bytes(tensor_bytes(tensor.t().contiguous().t())) == expected
+
+
+def test_a_link_under_the_temporary_name_is_not_followed(target: Path) -> None:
+    victim = target.parent / "victim"
+    victim.mkdir()
+    (victim / "precious").write_text("kept")
+    (target.parent / f".{target.name}.partial").symlink_to(victim)
+    with pytest.raises((EnvironmentUnfit, OSError)), atomic_directory(target):
+        pass
+    assert (victim / "precious").read_text() == "kept"
+
+
+def test_without_replace_a_file_that_came_meanwhile_is_kept(tmp_path: Path) -> None:
+    late = tmp_path / "late"
+
+    def write() -> None:
+        with atomic_directory(late, replace=False) as folder:
+            (folder / "new").write_text("new")
+            late.mkdir()
+            (late / "thesis").write_text("kept")
+
+    with pytest.raises(InvalidRequest, match="not empty any more"):
+        write()
+    assert [entry.name for entry in late.iterdir()] == ["thesis"]
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.endswith(".partial")] == []

@@ -17,7 +17,7 @@ from umv2_export.config import ModelConfig
 from umv2_export.dtypes import torch_dtype
 from umv2_export.errors import CheckFailed, InputRejected
 from umv2_export.files import file_sha256, inside, tokenizer_files
-from umv2_export.model.folded import TableLayout
+from umv2_export.model.folded import MOST_SHARDS, TableLayout
 
 __all__ = ["MANIFEST_FILE", "MODEL_FILE", "WEIGHTS_FILE", "Bundle", "Manifest", "rows_file"]
 
@@ -113,6 +113,8 @@ class Bundle:
             size = inside(path, name).stat().st_size
             if size != facts["size"]:
                 raise InputRejected(f"file {name!r} has {size} bytes, the manifest says {facts['size']}", where=path)
+        if self.layout.shards > MOST_SHARDS or self.layout.row_size != self.config.memory.row_size:
+            raise InputRejected("field 'tables' contradicts the configuration", where=path / MANIFEST_FILE)
         if MODEL_FILE not in self.manifest.files:
             raise InputRejected(f"the manifest names no {MODEL_FILE}", where=path)
 
@@ -170,7 +172,12 @@ class Bundle:
 
     def _external(self, tensor: onnx.TensorProto) -> "_Place":
         """Where the data of an initializer lies, checked against the files."""
-        external = ExternalDataInfo(tensor)
+        try:
+            external = ExternalDataInfo(tensor)
+        except ValueError as error:
+            raise InputRejected(
+                f"initializer {tensor.name!r} has malformed external data", where=self.model_file, why=str(error)
+            ) from error
         info = _Place(external.location, external.offset or 0, external.length or 0)
         facts = self.manifest.files.get(info.location)
         dtype = _ONNX_DTYPES.get(tensor.data_type)
@@ -182,7 +189,8 @@ class Bundle:
             )
         needed = math.prod(tensor.dims) * dtype.itemsize
         if (
-            info.length != needed
+            min(tensor.dims, default=0) < 0
+            or info.length != needed
             or info.offset < 0
             or info.offset % dtype.itemsize
             or (info.offset + needed > facts["size"])
@@ -258,6 +266,8 @@ def _check_manifest(manifest: Manifest, file: Path) -> None:
     require(manifest.dtype in ("fp32", "fp16", "bf16"), "dtype")
     require(manifest.table_dtype in ("fp32", "fp16", "bf16"), "table_dtype")
     require(manifest.target in ("any", "gpu"), "target")
+    require(manifest.functions in ("local", "inlined"), "functions")
+    require(isinstance(manifest.source, dict), "source")
     tables = manifest.tables
     require(isinstance(tables, dict) and isinstance(tables.get("per_layer"), bool), "tables")
     require(

@@ -161,6 +161,11 @@ class MemoryConfig:
         return self.key_expansion * self.visible_side
 
     @property
+    def row_size(self) -> int:
+        """Elements of one row, pre-value and value."""
+        return self.pre_value_dim + self.value_dim
+
+    @property
     def hits(self) -> int:
         """Rows that one token activates in one layer [K = H * m]."""
         return self.heads * self.topk
@@ -441,7 +446,6 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
         elif leaf not in BUFFERS:
             dense += math.prod(shape)
     memory = config.memory
-    row_size = memory.pre_value_dim + memory.value_dim
     unused_embedding = 0 if config.tie_embeddings else (config.embedding_size - 1) * config.hidden_size
-    activated = dense - unused_embedding + keys + memory.layers * memory.hits * row_size
+    activated = dense - unused_embedding + keys + memory.layers * memory.hits * memory.row_size
     return ParameterCounts(dense=dense, keys=keys, rows=rows, activated=activated)

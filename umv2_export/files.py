@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
@@ -63,12 +63,13 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def file_sha256(file: Path) -> str:
-    """SHA-256 of a file's bytes."""
+def file_sha256(file: Path, advance: Callable[[int], None] = lambda _: None) -> str:
+    """SHA-256 of a file's bytes; `advance` is told of every piece read."""
     digest = hashlib.sha256()
     with file.open("rb", buffering=0) as stream:
         while piece := stream.read(8 * 2**20):
             digest.update(piece)
+            advance(len(piece))
     return digest.hexdigest()
 
 
@@ -131,6 +132,13 @@ def check_target(target: Path, *, force: bool, inputs: Sequence[Path] = ()) -> N
     nearest = next(folder for folder in (resolved, *resolved.parents) if folder.exists())
     if not nearest.is_dir():
         raise InvalidRequest("the output exists and is a file, or lies under one", where=nearest, fix="name a folder")
+    for source in inputs:
+        if source.resolve() in resolved.parents:
+            raise InvalidRequest("the output lies in the checkpoint that is read", where=resolved, fix="name another")
+    if os.path.ismount(resolved):
+        raise InvalidRequest(
+            "the output is a mount point, which cannot be renamed", where=resolved, fix="name a folder below it"
+        )
     if not target.exists() or not any(target.iterdir()):
         return
     if not force:
@@ -159,8 +167,10 @@ def require_free_space(target: Path, size: int) -> None:
 
 
 @contextlib.contextmanager
-def atomic_directory(target: Path) -> Iterator[Path]:
+def atomic_directory(target: Path, *, replace: bool = True) -> Iterator[Path]:
     """A temporary sibling of `target` to write into; it takes the name `target` when the block ends without error.
+
+    Without `replace`, a folder that holds anything by then is left alone, whenever its content came.
 
     Killed at any moment, the old folder or nothing stands under the name. A sibling that an earlier, killed run left
     is removed; one that a live run holds is an error.
@@ -175,8 +185,11 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         lock = _locked_empty_directory(partial, target)
         try:
             yield partial
-            _sync_directory(partial)
-            _exchange(partial, target)
+            _sync_files(partial)
+            if replace:
+                _exchange(partial, target)
+            else:
+                _rename_to_empty(partial, target)
             _sync_directory(target.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -194,7 +207,8 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 def _locked_empty_directory(partial: Path, target: Path) -> int:
     """Create `partial`, or take it over from a dead run; the lock lives as long as the returned descriptor."""
     partial.mkdir(exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+    # Not through a link: what it points to would be emptied.
+    lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Its owner may have renamed it away between mkdir and flock.
@@ -207,6 +221,17 @@ def _locked_empty_directory(partial: Path, target: Path) -> int:
     for entry in partial.iterdir():
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     return lock
+
+
+def _rename_to_empty(partial: Path, target: Path) -> None:
+    try:
+        partial.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise InvalidRequest(
+            "the output folder is not empty any more", where=target, fix="name another, or pass --force"
+        ) from error
 
 
 def _exchange(partial: Path, target: Path) -> None:
@@ -235,6 +260,13 @@ def _rename_exchange(first: Path, second: Path) -> bool:
     if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
         return False
     raise OSError(code, os.strerror(code), str(second))
+
+
+def _sync_files(folder: Path) -> None:
+    for file in folder.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+    _sync_directory(folder)
 
 
 def _sync_directory(folder: Path) -> None:

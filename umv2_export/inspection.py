@@ -101,7 +101,9 @@ def _describe_graph_file(path: Path) -> dict[str, Any]:
 def _describe_value(value: onnx.ValueInfoProto) -> dict[str, Any]:
     tensor = value.type.tensor_type
     axes = [axis.dim_param or axis.dim_value for axis in tensor.shape.dim]
-    return {"name": value.name, "dtype": onnx.TensorProto.DataType.Name(tensor.elem_type).lower(), "axes": axes}
+    known = onnx.TensorProto.DataType.values()
+    dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower() if tensor.elem_type in known else "unknown"
+    return {"name": value.name, "dtype": dtype, "axes": axes}
 
 
 def _count_ops(nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:

@@ -10,11 +10,11 @@ __all__ = ["Advance", "Tracker", "progress_bars", "silent"]
 
 Advance = Callable[[int], None]
 
-# Starts a task of so many bytes and returns how to advance it.
-Tracker = Callable[[str, int], Advance]
+# Starts a task of so many bytes, or of unknown length (None), and returns how to advance or end it.
+Tracker = Callable[[str, int | None], Advance]
 
 
-def silent(description: str, total: int) -> Advance:
+def silent(description: str, total: int | None) -> Advance:
     """A tracker that shows nothing."""
     return lambda _: None
 
@@ -35,8 +35,10 @@ def progress_bars() -> Iterator[Tracker]:
     )
     with Progress(*columns, console=console, transient=True) as progress:
 
-        def track(description: str, total: int) -> Advance:
+        def track(description: str, total: int | None) -> Advance:
             task = progress.add_task(description, total=total)
+            if total is None:
+                return lambda _: progress.update(task, total=1, completed=1)
             return lambda amount: progress.advance(task, amount)
 
         yield track

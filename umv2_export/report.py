@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["format_bytes", "format_count", "print_description", "print_export", "print_op_results", "print_parity"]
 
+# Swapped rows shown for each output; --json lists more.
+PRINTED_SWAPS = 3
+
 _STYLES = {"pass": "green", "ambiguous": "yellow", "fail": "bold red"}
 
 
@@ -50,7 +53,7 @@ def print_export(bundle: Bundle, parity: ParityReport | None) -> None:
     manifest = bundle.manifest
     counts = manifest.parameters
     size = sum(facts["size"] for facts in manifest.files.values())
-    console.print(f"{bundle.path}: {len(manifest.files)} files, {format_bytes(size)}", highlight=False)
+    console.print(f"{bundle.path}: {len(manifest.files)} files, {format_bytes(size)}", highlight=False, markup=False)
     console.print(
         f"parameters: {format_count(counts['total'])} in all, {format_count(counts['activated'])} activated a token "
         f"(dense {format_count(counts['dense'])}, keys {format_count(counts['keys'])}, "
@@ -72,7 +75,7 @@ def print_export(bundle: Bundle, parity: ParityReport | None) -> None:
 def print_parity(report: ParityReport, reference: str, *, stderr: bool = False) -> None:
     """The checks as a table, notes below it, and the verdict."""
     console = _console(stderr=stderr)
-    table = Table(title=f"Parity with {reference}", title_justify="left")
+    table = Table(title=Text(f"Parity with {reference}"), title_justify="left")
     for heading in ("runtime", "case", "output", "status"):
         table.add_column(heading, no_wrap=True)
     for heading in ("max abs", "median abs", "same rows", "allowed", "would pass at", "argmax"):
@@ -93,17 +96,34 @@ def print_parity(report: ParityReport, reference: str, *, stderr: bool = False) 
     console.print(table)
     for check in report.checks:
         if check.note:
-            console.print(f"{check.status}: {check.case}, {check.output}: {check.note}", highlight=False)
+            console.print(f"{check.status}: {check.case}, {check.output}: {check.note}", highlight=False, markup=False)
+        for swap in check.swaps[:PRINTED_SWAPS] if check.output == "logits" else ():
+            console.print(
+                f"  memory layer {swap['layer']}, token {swap['token']}: the runtime read {swap['only_runtime']}, the "
+                f"reference {swap['only_reference']}; gap {swap['gap']:.2g} at {swap['threshold']:.3g}",
+                highlight=False,
+                markup=False,
+            )
     _print_layers(console, report)
     ambiguous = [check for check in report.checks if check.status == "ambiguous"]
     more = f", {len(ambiguous)} of them ambiguous (rows swapped at near ties)" if ambiguous else ""
     console.print(f"parity {'passed' if report.passed else 'FAILED'}: {len(report.checks)} checks{more}")
     needed = [
-        check.max_abs_same_rows if check.status == "ambiguous" else check.required_atol for check in report.checks
+        check.required_atol_same_rows if check.status == "ambiguous" else check.required_atol for check in report.checks
     ]
     finite = [value for value in needed if value is not None]
-    if len(finite) == len(needed):
-        console.print(f"tolerance that would have passed every check: --atol {max(finite):.2g}", highlight=False)
+    if finite and len(finite) == len(needed):
+        rtol = report.checks[0].rtol
+        console.print(
+            f"tolerance that would have passed every check: --atol {_rounded_up(max(finite))} --rtol {rtol:g}",
+            highlight=False,
+        )
+
+
+def _rounded_up(value: float) -> str:
+    """Two digits, and no less than the value: what is printed must pass when it is typed."""
+    text = f"{value:.1e}"
+    return text if float(text) >= value else f"{value * 1.05:.1e}"
 
 
 def _print_layers(console: Console, report: ParityReport) -> None:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, validate_tensors
 from umv2_export.config import ModelConfig, QueryLayout
-from umv2_export.errors import InputRejected
+from umv2_export.errors import InputRejected, Unsupported, shown
 from umv2_export.files import HashedFile, atomic_directory, inside, tensor_bytes, tokenizer_files
 from umv2_export.progress import Advance, Tracker, silent
 
@@ -69,6 +69,9 @@ def read_checkpoint(path: Path, *, query_layout: QueryLayout | None, allow_non_f
             f"expected {FORMAT!r} version {FORMAT_VERSION}",
             where=path / CONFIG_FILE,
         )
+    unknown = sorted(data.keys() - {"format", "format_version", "model"})
+    if unknown:
+        raise Unsupported(f"unknown field {shown(unknown[0])}", where=path / CONFIG_FILE)
     model = data.get("model")
     if not isinstance(model, dict):
         raise InputRejected("section 'model' is missing", where=path / CONFIG_FILE)
@@ -97,15 +100,18 @@ def save_checkpoint(
     tensors: Iterable[TensorStream],
     extra_files: Iterable[Path] = (),
     track: Tracker = silent,
+    *,
+    replace_target: bool = False,
 ) -> None:
     """Write a checkpoint, one piece of a tensor in memory at a time; it appears whole or not at all.
 
     Args:
-        target: folder, replaced if it exists.
+        target: folder.
         config: the model.
         tensors: all its tensors.
         extra_files: tokenizer files to copy along.
         track: progress.
+        replace_target: replace a folder that is not empty.
 
     Raises:
         InputRejected: a weight is NaN or infinite.
@@ -118,7 +124,7 @@ def save_checkpoint(
         groups[-1].append(tensor)
     total = sum(tensor.size for group in groups for tensor in group)
     advance = track("writing checkpoint", total)
-    with atomic_directory(target) as folder:
+    with atomic_directory(target, replace=replace_target) as folder:
         weight_map: dict[str, str] = {}
         for number, group in enumerate(groups, start=1):
             name = WEIGHTS_FILE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"

@@ -279,7 +279,9 @@ def _check_archive(file: Path) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except OSError as error:
+        raise InputRejected("the file cannot be read", where=file, why=_first_line(error)) from error
+    except (zipfile.BadZipFile, ValueError) as error:
         raise InputRejected(
             "the file is truncated, or no torch checkpoint",
             where=file,

@@ -18,7 +18,19 @@ from umv2_export.model.norm import rms_normalize
 from umv2_export.model.transformer import LanguageModel
 from umv2_export.ops import memory_lookup
 
-__all__ = ["FoldedMemoryLayer", "KeyMatrix", "TableLayout", "folded_model", "key_matrices", "used_chunks"]
+__all__ = [
+    "MOST_SHARDS",
+    "FoldedMemoryLayer",
+    "KeyMatrix",
+    "TableLayout",
+    "folded_model",
+    "key_matrices",
+    "used_chunks",
+]
+
+
+# Every shard is a file and an input of every lookup.
+MOST_SHARDS = 1024
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,7 @@ class TableLayout:
         Raises:
             InvalidRequest: not even one row fits into a shard.
         """
-        row_size = memory.pre_value_dim + memory.value_dim
+        row_size = memory.row_size
         row_bytes = row_size * dtype.itemsize
         # TensorRT refuses tensors of 2^31 elements or more.
         most = min(shard_bytes // row_bytes, INT32_MAX // row_size)
@@ -67,6 +79,12 @@ class TableLayout:
         per_layer = memory.owns_its_rows or memory.kind == "ultramem_v1"
         rows = memory.visible_rows if memory.owns_its_rows else memory.pool_rows
         shards = -(-rows // most)
+        if shards > MOST_SHARDS:
+            raise InvalidRequest(
+                f"shards of {shard_bytes} bytes would cut a table of {rows * row_bytes} bytes into {shards}, at most "
+                f"{MOST_SHARDS} are supported",
+                fix="raise --shard-size; the default is 2GB",
+            )
         return cls(per_layer, rows, row_size, -(-rows // shards), dtype)
 
 

@@ -15,7 +15,7 @@ import torch
 from umv2_export import __version__
 from umv2_export.bundle import MODEL_FILE, WEIGHTS_FILE, Bundle, Manifest, rows_file
 from umv2_export.checkpoint import Checkpoint
-from umv2_export.config import TABLES, ModelConfig, count_parameters
+from umv2_export.config import TABLES, count_parameters
 from umv2_export.dtypes import dtype_name, torch_dtype
 from umv2_export.errors import InvalidRequest, Unsupported
 from umv2_export.files import HashedFile, atomic_directory, file_sha256, require_free_space, tensor_bytes
@@ -137,6 +137,7 @@ def export_bundle(
     *,
     validate: Callable[[Bundle], None] | None = None,
     track: Tracker = silent,
+    replace_target: bool = False,
 ) -> ExportResult:
     """Write the bundle of `plan` at `target`, replacing what is there only when all of it is written and checked.
 
@@ -145,6 +146,7 @@ def export_bundle(
         target: the bundle's folder.
         validate: called with the finished bundle under its temporary name; what it raises leaves no bundle.
         track: progress.
+        replace_target: replace a folder that is not empty.
 
     Raises:
         InputRejected: a weight is NaN, infinite or outside the range of its new dtype.
@@ -153,10 +155,12 @@ def export_bundle(
     require_free_space(target, plan.disk_bytes)
     options, config = plan.options, plan.checkpoint.config
     clock = [time.perf_counter()]
+    done = track("tracing the graph", None)
     model = trace(config, plan.layout, torch_dtype(options.dtype), opset=options.opset)
     simplify(model)
+    done(1)
     clock.append(time.perf_counter())
-    with atomic_directory(target) as folder:
+    with atomic_directory(target, replace=replace_target) as folder:
         places = _write_weights(folder, plan.tensors, track)
         clock.append(time.perf_counter())
         hashes = {name: (out.size, out.sha256) for name, out in places.files.items()}
@@ -170,10 +174,12 @@ def export_bundle(
         for file in plan.checkpoint.tokenizer_files:
             shutil.copyfile(file, folder / file.name)
             hashes[file.name] = (file.stat().st_size, file_sha256(file))
-        _manifest(plan, model, hashes).write(folder)
+        _manifest(plan, model, hashes, track).write(folder)
         onnx.checker.check_model(folder / MODEL_FILE, full_check=True)
         if validate is not None:
+            done = track("checking against PyTorch", None)
             validate(Bundle(folder))
+            done(1)
     clock.append(time.perf_counter())
     phases = ("trace", "weights", "graph_and_validation")
     seconds = {name: end - start for name, start, end in zip(phases, clock[:-1], clock[1:], strict=True)}
@@ -221,7 +227,7 @@ def _refer(model: ir.Model, tensors: list[FoldedTensor], places: _Places) -> Non
         value.const_value = ir.ExternalTensor(location, offset, tensor.size, dtype, shape=shape, name=tensor.name)
 
 
-def _manifest(plan: ExportPlan, model: ir.Model, hashes: dict[str, tuple[int, str]]) -> Manifest:
+def _manifest(plan: ExportPlan, model: ir.Model, hashes: dict[str, tuple[int, str]], track: Tracker) -> Manifest:
     config, options, layout = plan.checkpoint.config, plan.options, plan.layout
     kinds: dict[str, int] = {"dense": 0, "keys": 0, "map": 0, "rows": 0}
     for tensor in plan.tensors:
@@ -229,7 +235,7 @@ def _manifest(plan: ExportPlan, model: ir.Model, hashes: dict[str, tuple[int, st
     values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
     return Manifest(
         tool_version=__version__,
-        source=_source(plan.checkpoint),
+        source=_source(plan.checkpoint, track),
         config=config.as_dict(),
         query_layout=config.memory.query_layout,
         dtype=options.dtype,
@@ -244,8 +250,8 @@ def _manifest(plan: ExportPlan, model: ir.Model, hashes: dict[str, tuple[int, st
             "rows_per_shard": layout.rows_per_shard,
             "shards": layout.shards,
         },
-        inputs=[_describe(values[name], config) for name in input_names(config)],
-        outputs=[_describe(values[name], config) for name in output_names(config)],
+        inputs=[_describe(values[name]) for name in input_names(config)],
+        outputs=[_describe(values[name]) for name in output_names(config)],
         logits_columns={"size": config.embedding_size, "is": "embedding_size", "vocab_size": config.vocab_size},
         parameters=count_parameters(config).as_dict(),
         bytes=kinds,
@@ -253,15 +259,16 @@ def _manifest(plan: ExportPlan, model: ir.Model, hashes: dict[str, tuple[int, st
     )
 
 
-def _describe(value: ir.Value, config: ModelConfig) -> dict[str, object]:
+def _describe(value: ir.Value) -> dict[str, object]:
     if value.shape is None or value.dtype is None:
-        raise AssertionError(f"{value.name} has no shape or dtype after export to {config.num_layers} layers")
+        raise AssertionError(f"{value.name} has no shape or dtype")
     axes = [axis if isinstance(axis, int) else str(axis) for axis in value.shape.dims]
     return {"name": value.name, "dtype": value.dtype.name.lower(), "axes": axes}
 
 
-def _source(checkpoint: Checkpoint) -> dict[str, object]:
+def _source(checkpoint: Checkpoint, track: Tracker) -> dict[str, object]:
     """The checkpoint's format and hashes; no path, so that a bundle is the same wherever it was made."""
-    files = {str(file.relative_to(checkpoint.path)): file_sha256(file) for file in checkpoint.files}
+    advance = track("hashing the checkpoint", checkpoint.size)
+    files = {str(file.relative_to(checkpoint.path)): file_sha256(file, advance) for file in checkpoint.files}
     listing = "".join(f"{digest}  {name}\n" for name, digest in files.items())
     return {"format": checkpoint.format, "files": files, "sha256": hashlib.sha256(listing.encode()).hexdigest()}

@@ -38,6 +38,10 @@ class Tolerance:
     dtype: str = "fp32"
     layers: int = 1
 
+    def __post_init__(self) -> None:
+        if any(value is not None and not value >= 0 for value in (self.atol, self.rtol)):
+            raise ValueError(f"tolerances must be 0 or more, got atol {self.atol} and rtol {self.rtol}")
+
     @property
     def relative_rounding(self) -> float:
         """Largest error to be expected from rounding, relative to the root mean square of a tensor."""
@@ -89,7 +93,8 @@ def difference(value: Array, reference: Array, bounds: tuple[float, float]) -> D
     atol, rtol = bounds
     error = np.abs(value.astype(np.float64) - reference)
     size = np.abs(reference.astype(np.float64))
-    required = max(0.0, float((error - rtol * size).max()))
+    # Not rtol * size alone: an unlimited rtol times 0 is NaN.
+    required = max(0.0, float((error - np.where(size > 0, rtol * size, 0.0)).max()))
     relative = error / np.maximum(size, np.finfo(np.float32).tiny)
     return Difference(float(error.max()), float(relative.max()), float(np.median(error)), required, required <= atol)
 
@@ -104,7 +109,8 @@ class Check:
         max_abs, max_rel, median_abs, required_atol: see `Difference`.
         atol, rtol: the tolerance.
         argmax_agreement: share of positions with the same best token; None for other outputs than logits.
-        max_abs_same_rows: the error once both sides use the runtime's rows; None where that was not needed.
+        max_abs_same_rows, required_atol_same_rows: the error, and the tolerance that would have passed, once both sides
+            use the runtime's rows; None where that was not needed.
         note: why, in a sentence.
     """
 
@@ -120,5 +126,6 @@ class Check:
     rtol: float
     argmax_agreement: float | None = None
     max_abs_same_rows: float | None = None
+    required_atol_same_rows: float | None = None
     note: str | None = None
     swaps: list[dict[str, object]] = field(default_factory=list)

@@ -37,14 +37,15 @@ class OnnxRuntime:
                 where=bundle.path,
                 fix="export without --inline-functions, or use --runtime onnxruntime",
             )
-        if bundle.manifest.target == "gpu":
+        if bundle.manifest.dtype == "bf16":
             raise Unsupported(
-                "this bundle was written for GPU runtimes: stock ONNX Runtime on a CPU runs no bf16 arithmetic",
+                "this bundle computes in bf16, for GPU runtimes: stock ONNX Runtime on a CPU runs no bf16 arithmetic",
                 where=bundle.path,
                 fix="export with --dtype fp16, or --dtype fp32 --table-dtype bf16",
             )
         self._bundle = bundle
         self._cache_dtype = {"fp32": np.float32, "fp16": np.float16}[bundle.manifest.dtype]
+        bundle.graph()  # its external data lies in the files of the manifest
         self._session = self._open(bundle.model_file)
         self._probe_session: Any = None
 
@@ -57,7 +58,13 @@ class OnnxRuntime:
             feed[f"past_key_values.{i}.key"] = keys.astype(self._cache_dtype)
             feed[f"past_key_values.{i}.value"] = values.astype(self._cache_dtype)
         session = self._probe_session if probe else self._session
-        outputs = dict(zip((output.name for output in session.get_outputs()), session.run(None, feed), strict=True))
+        try:
+            values = session.run(None, feed)
+        except Exception as error:  # its exception classes share no base but Exception
+            raise InputRejected(
+                "ONNX Runtime cannot run the graph", where=self._bundle.model_file, why=str(error).strip()
+            ) from error
+        outputs = dict(zip((output.name for output in session.get_outputs()), values, strict=True))
         present = [
             (outputs[f"present.{i}.key"].astype(np.float32), outputs[f"present.{i}.value"].astype(np.float32))
             for i in range(len(step.past))
