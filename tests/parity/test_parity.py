@@ -238,6 +238,47 @@ def test_a_row_that_is_clearly_worse_fails_where_keys_are_tied_in_stage_1_too() 
     assert not report(Rerouted(worst_for_best_unused, tied), reference=tied).passed
 
 
+@pytest.mark.parametrize("repeats", [2, 8])
+def test_the_best_row_retrieved_more_than_once_fails(repeats: int) -> None:
+    """No chosen row is worse than one that is left out, but a row may count only once."""
+
+    def repeat_best(probes: Mapping[str, Array], layer: int) -> Array:
+        cells, addresses = totals(probes, layer), probes[f"addresses.{layer}"]
+        order = np.argsort(-np.take_along_axis(cells, addresses, 1), 1)
+        ranked: Array = np.take_along_axis(addresses, order, 1)
+        if layer == 1:
+            ranked[:, ranked.shape[1] - repeats + 1 :] = ranked[:, :1]
+        return ranked
+
+    found = report(Rerouted(repeat_best))
+    assert not found.passed
+    assert "ambiguous" not in {check.status for check in found.checks}
+
+
+def test_a_runtime_that_lets_one_key_too_few_into_stage_2_fails() -> None:
+    """The last key let in is no tie as long as no other key comes near it."""
+
+    def too_few(probes: Mapping[str, Array], layer: int) -> Array:
+        scores = (torch.from_numpy(probes[f"{side}_scores.{layer}"]) for side in ("row", "col"))
+        memory = CONFIG.memory
+        return np.asarray(tucker_topk(*scores, *MEMORY_LAYERS[layer].tucker(), memory.row_topk - 1, memory.topk)[0])
+
+    found = report(Rerouted(too_few))
+    assert not found.passed
+    assert "ambiguous" not in {check.status for check in found.checks}
+
+
+def test_swaps_at_near_ties_do_not_excuse_an_error_beside_them() -> None:
+    class NoisyAndWrong(Noisy):
+        def run(self, step: StepInput, *, probe: bool = False) -> StepOutput:
+            output = super().run(step, probe=probe)
+            return replace(output, logits=output.logits + np.float32(1.0))
+
+    logits = [c for c in report(NoisyAndWrong(), Tolerance(dtype="fp16", layers=3)).checks if c.output == "logits"]
+    assert {check.status for check in logits} == {"fail"}
+    assert any("swapped" in (c.note or "") and "the output still differs" in (c.note or "") for c in logits)
+
+
 def test_an_error_that_is_gone_when_the_graph_is_probed_still_fails() -> None:
     """More outputs keep a runtime from fusing nodes: what users run is the graph without probes."""
 

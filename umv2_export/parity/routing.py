@@ -124,7 +124,7 @@ class _Scores:
             certain.append((merged > edge + rounding).nonzero()[:, 0])
         keys_per_side = len(allowed[0])
         rows, cols = addresses // keys_per_side, addresses % keys_per_side
-        if not bool((allowed[0][rows] & allowed[1][cols]).all()):
+        if not bool((allowed[0][rows] & allowed[1][cols]).all()) or len(addresses.unique()) < len(addresses):
             return False
         cells = (certain[0][:, None] * keys_per_side + certain[1]).flatten()
         chosen, candidates = (self._totals(token, head, index) for index in (addresses, cells))
