@@ -121,7 +121,9 @@ class _Scores:
             merged = merged_THN[token, head]
             edge, rounding = merged.topk(self.row_topk).values[-1], RETRIEVAL_REORDERING * merged.abs().max()
             allowed.append(merged >= edge - rounding)
-            certain.append((merged > edge + rounding).nonzero()[:, 0])
+            # With no contender for the last place, its key is as certain as the others.
+            tied = int(allowed[-1].sum()) > self.row_topk
+            certain.append((merged > edge + rounding if tied else allowed[-1]).nonzero()[:, 0])
         keys_per_side = len(allowed[0])
         rows, cols = addresses // keys_per_side, addresses % keys_per_side
         if not bool((allowed[0][rows] & allowed[1][cols]).all()) or len(addresses.unique()) < len(addresses):
