@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.command import run_command
 from tests.golden import GOLDEN_CASES
+
+# The same examples in every run: a near tie in fp32 that a float64 oracle decides otherwise is found here, not in CI.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 GOLDEN = {case.name: case for case in GOLDEN_CASES}
 
