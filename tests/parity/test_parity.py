@@ -129,6 +129,15 @@ def totals(probes: Mapping[str, Array], layer: int) -> Array:
     return cells.reshape(len(row), -1)
 
 
+def reference_with_twin_keys(row_topk: int) -> TorchRuntime:
+    """A reference whose keys are equal in pairs, so that rows are tied exactly."""
+    config = replace(CONFIG, memory=replace(CONFIG.memory, row_topk=row_topk))
+    twins = TorchRuntime(reference_model(replace(open_checkpoint(GOLDEN["v2_per_rank"]), config=config)))
+    for layer in cast("list[ReferenceMemoryLayer]", list(cast("Any", twins.model.transformer.mem_blocks))):
+        layer.keys.data[:, :, 1::2] = layer.keys.data[:, :, 0::2].clone()
+    return twins
+
+
 def worst_for_best_unused(probes: Mapping[str, Array], layer: int) -> Array:
     """The addresses with the first hit replaced by the worst cell of all."""
     addresses: Array = probes[f"addresses.{layer}"].copy()
@@ -229,11 +238,7 @@ def test_a_row_that_is_clearly_worse_fails_even_if_everything_else_is_consistent
 
 def test_a_row_that_is_clearly_worse_fails_where_keys_are_tied_in_stage_1_too() -> None:
     """Keys are equal in pairs and an odd number survives: either of the last pair may, which excuses no other row."""
-    checkpoint = open_checkpoint(GOLDEN["v2_per_rank"])
-    config = replace(CONFIG, memory=replace(CONFIG.memory, row_topk=7))
-    tied = TorchRuntime(reference_model(replace(checkpoint, config=config)))
-    for layer in cast("list[ReferenceMemoryLayer]", list(cast("Any", tied.model.transformer.mem_blocks))):
-        layer.keys.data[:, :, 1::2] = layer.keys.data[:, :, 0::2].clone()
+    tied = reference_with_twin_keys(row_topk=7)
     assert report(tied, reference=tied).passed
     assert not report(Rerouted(worst_for_best_unused, tied), reference=tied).passed
 
@@ -253,6 +258,22 @@ def test_the_best_row_retrieved_more_than_once_fails(repeats: int) -> None:
     found = report(Rerouted(repeat_best))
     assert not found.passed
     assert "ambiguous" not in {check.status for check in found.checks}
+
+
+def test_a_row_retrieved_twice_in_place_of_its_twin_fails() -> None:
+    """Twins have one score, but each has a row of its own."""
+    twins = reference_with_twin_keys(row_topk=8)
+
+    def repeat_twin(probes: Mapping[str, Array], layer: int) -> Array:
+        addresses: Array = probes[f"addresses.{layer}"].copy()
+        if layer == 1:
+            order = np.argsort(-np.take_along_axis(totals(probes, layer), addresses, 1), 1, kind="stable")
+            best, second = (np.arange(len(addresses)), order[:, 0]), (np.arange(len(addresses)), order[:, 1])
+            addresses[second] = addresses[best]
+        return addresses
+
+    assert report(twins, reference=twins).passed
+    assert not report(Rerouted(repeat_twin, twins), reference=twins).passed
 
 
 def test_a_runtime_that_lets_one_key_too_few_into_stage_2_fails() -> None:

@@ -13,6 +13,7 @@ import torch
 
 from umv2_export.checkpoint import Checkpoint
 from umv2_export.config import ModelConfig
+from umv2_export.dtypes import dtype_name
 from umv2_export.errors import InputRejected
 from umv2_export.model.folded import KeyMatrix, TableLayout, key_matrices, used_chunks
 from umv2_export.model.norm import rms_normalize
@@ -94,11 +95,11 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
     if tensor.dtype == dtype:
         return tensor
     result = tensor.to(dtype)
-    if dtype == torch.float16 and bool((torch.isinf(result) & torch.isfinite(tensor)).any()):
+    if dtype.is_floating_point and bool((torch.isinf(result) & torch.isfinite(tensor)).any()):
         largest = float(tensor[torch.isfinite(tensor)].abs().max())
         raise InputRejected(
-            f"tensor {name!r} reaches {largest:.3g}, fp16 ends at 65504",
-            fix="export with fp32, or bf16 tables",
+            f"tensor {name!r} reaches {largest:.3g}, {dtype_name(dtype)} ends at {torch.finfo(dtype).max:g}",
+            fix="export in a dtype of wider range",
         )
     return result
 

@@ -157,6 +157,9 @@ def _retrieval_problem(j: int, theirs: _Scores, addresses: Array, real_tokens: A
     totals_THK = theirs.totals_at(torch.from_numpy(addresses)).sort(-1).values
     best_THK = theirs.totals_THK.sort(-1).values
     wrong_TH = (best_THK - totals_THK).abs().amax(-1) > RETRIEVAL_REORDERING * best_THK.abs().amax()
+    # A row counts once, also in place of another with the same score.
+    sorted_THK = chosen_THK.sort(-1).values
+    wrong_TH |= (sorted_THK[..., 1:] == sorted_THK[..., :-1]).any(-1)
     wrong_TH &= torch.from_numpy(real_tokens)[:, None]
     for token, head in wrong_TH.nonzero().tolist():
         if not theirs.allows(token, head, chosen_THK[token, head], topk):
