@@ -15,7 +15,7 @@ import click
 
 from umv2_export import __version__
 from umv2_export.errors import CheckFailed, EnvironmentUnfit, InvalidRequest, Umv2Error
-from umv2_export.names import DTYPES, QUERY_LAYOUTS, RUNTIMES, SCHEMES, TABLE_DTYPES, TARGETS
+from umv2_export.names import DTYPES, KEY_DTYPES, QUERY_LAYOUTS, RUNTIMES, SCHEMES, TABLE_DTYPES, TARGETS
 from umv2_export.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -190,8 +190,13 @@ def init(preset: str, output: Path, seed: int, scheme: Any, force: bool, dry_run
 @cli.command()
 @click.argument("checkpoint", type=FOLDER)
 @output_options
+@click.option("--dtype", type=click.Choice(DTYPES), default="fp32", show_default=True, help="Dense weights and cache.")
 @click.option(
-    "--dtype", type=click.Choice(DTYPES), default="fp32", show_default=True, help="Dense weights, keys and cache."
+    "--key-dtype",
+    type=click.Choice(KEY_DTYPES),
+    default="same",
+    show_default=True,
+    help="Keys of the memory layers; same: as --dtype. 16 bits halve what a token reads of them.",
 )
 @click.option(
     "--table-dtype",
@@ -226,6 +231,7 @@ def onnx(
     checkpoint: Path,
     output: Path,
     dtype: str,
+    key_dtype: str,
     table_dtype: str,
     target: str,
     opset: int,
@@ -251,7 +257,7 @@ def onnx(
 
     check_target(output, force=force, inputs=[checkpoint])
     source = open_checkpoint(checkpoint, query_layout=LAYOUTS[query_layout], allow_non_finite=allow_non_finite)
-    options = ExportOptions(dtype, table_dtype, opset, shard_size, inline_functions, target)
+    options = ExportOptions(dtype, key_dtype, table_dtype, opset, shard_size, inline_functions, target)
     plan = plan_export(source, options)
     if dry_run:
         require_free_space(output, plan.disk_bytes)

@@ -46,6 +46,41 @@ _ONLY_VALUES: dict[str, tuple[object, ...]] = {
 }
 
 
+def key_scores(
+    queries: npt.NDArray[Any],
+    row_keys: Sequence[npt.NDArray[Any]],
+    col_keys: Sequence[npt.NDArray[Any]],
+    chunks: Sequence[int],
+    *,
+    key_dim: int,
+    heads: int,
+    ranks: int,
+    by_rank: bool,
+    epsilon: float,
+) -> tuple[Floats, Floats]:
+    """Normalised queries times keys, one number at a time: [T, H, N, R] of both sides."""
+    x_TXK = _float64(queries).reshape(len(queries), queries.shape[1] // key_dim, key_dim)
+    x_TXK = x_TXK / np.sqrt((x_TXK**2).sum(-1, keepdims=True) / key_dim + epsilon)
+    sides = []
+    for offset, matrices in ((0, row_keys), (len(row_keys), col_keys)):
+        keys_per_side = sum(matrix.shape[1] for matrix in matrices) // (heads * ranks)
+        result = np.zeros((len(queries), heads, keys_per_side, ranks))
+        head = 0
+        for i, matrix in enumerate(matrices):
+            flat = x_TXK[:, chunks[offset + i]] @ _float64(matrix)
+            if by_rank:
+                for h in range(heads):
+                    result[:, h, :, i] = flat[:, h * keys_per_side : (h + 1) * keys_per_side]
+                continue
+            held = matrix.shape[1] // (keys_per_side * ranks)
+            for column in range(matrix.shape[1]):
+                h, rest = divmod(column, keys_per_side * ranks)
+                result[:, head + h, rest // ranks, rest % ranks] = flat[:, column]
+            head += held
+        sides.append(result)
+    return sides[0], sides[1]
+
+
 def tucker_topk(
     row_scores: npt.NDArray[Any],
     col_scores: npt.NDArray[Any],

@@ -52,7 +52,8 @@ class Manifest:
         source: format, files and sha256 of the checkpoint.
         config: the model, in the form of `ModelConfig.as_dict`.
         query_layout: how the query projection was read.
-        dtype: of dense weights, keys and cache.
+        dtype: of dense weights and cache.
+        key_dtype: of the keys.
         table_dtype: of the rows.
         opset: version of the standard ops.
         target: `any`, or `gpu` for a graph that stock ONNX Runtime on a CPU cannot run.
@@ -70,6 +71,7 @@ class Manifest:
     config: Mapping[str, Any]
     query_layout: str
     dtype: str
+    key_dtype: str
     table_dtype: str
     opset: int
     target: str
@@ -264,6 +266,7 @@ def _check_manifest(manifest: Manifest, file: Path) -> None:
 
     require(isinstance(manifest.config, dict), "config")
     require(manifest.dtype in ("fp32", "fp16", "bf16"), "dtype")
+    require(manifest.key_dtype in ("fp32", "fp16", "bf16"), "key_dtype")
     require(manifest.table_dtype in ("fp32", "fp16", "bf16"), "table_dtype")
     require(manifest.target in ("any", "gpu"), "target")
     require(manifest.functions in ("local", "inlined"), "functions")

@@ -15,13 +15,23 @@ import numpy.typing as npt
 from umv2_export import native_library
 from umv2_export.errors import EnvironmentUnfit
 
-__all__ = ["CPU_TARGETS", "cpu_target", "gather", "load_kernels", "memory_lookup", "runnable_targets", "tucker_topk"]
+__all__ = [
+    "CPU_TARGETS",
+    "cpu_target",
+    "gather",
+    "key_scores",
+    "load_kernels",
+    "memory_lookup",
+    "normalize",
+    "runnable_targets",
+    "tucker_topk",
+]
 
 Array = npt.NDArray[Any]
 
 CPU_TARGETS = ("portable", "avx2", "avx512")
 
-_ROW_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3}
+_STORAGES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3}
 
 
 class _LookupArgs(ctypes.Structure):
@@ -60,6 +70,22 @@ class _TuckerArgs(ctypes.Structure):
         ("core_count", ctypes.c_int64),
         ("row_topk", ctypes.c_int64),
         ("topk", ctypes.c_int64),
+    )
+
+
+class _KeyScoresArgs(ctypes.Structure):
+    """KeyScoresArgs of kernels/cpu/kernels.h."""
+
+    _fields_ = (
+        ("queries", ctypes.c_void_p),
+        ("keys", ctypes.c_void_p),
+        ("scores", ctypes.c_void_p),
+        ("query_size", ctypes.c_int64),
+        ("key_dim", ctypes.c_int64),
+        ("key_count", ctypes.c_int64),
+        ("scores_size", ctypes.c_int64),
+        ("score_stride", ctypes.c_int64),
+        ("key_type", ctypes.c_int),
     )
 
 
@@ -140,7 +166,7 @@ def memory_lookup(
         value_dim=value_dim,
         groups=groups,
         gelu=gelu,
-        row_type=_ROW_TYPES[row_dtype],
+        row_type=_STORAGES[row_dtype],
     )
     _check(
         load_kernels().umv2_memory_lookup(
@@ -182,6 +208,49 @@ def tucker_topk(
         target,
     )
     return addresses, scores
+
+
+def normalize(target: str, values: Array, epsilon: float) -> Array:
+    """Each row of fp32 [rows, size], divided by its root mean square."""
+    result = np.full(values.shape, np.nan, dtype=np.float32)
+    for row, out in zip(values, result, strict=True):
+        status = load_kernels().umv2_normalize(
+            target.encode(),
+            ctypes.c_void_p(_address(row, np.float32)),
+            ctypes.c_int64(row.size),
+            ctypes.c_float(epsilon),
+            ctypes.c_void_p(out.ctypes.data),
+        )
+        _check(status, target)
+    return result
+
+
+def key_scores(target: str, queries: Array, keys: Array, *, score_stride: int = 1, key_dtype: str = "float32") -> Array:
+    """Scores of one matrix of keys: fp32 [T, N * score_stride], NaN where no score belongs.
+
+    Args:
+        target: one of CPU_TARGETS.
+        queries: fp32 [T, D], normalised.
+        keys: [D, N]; bf16 as its uint16 bits.
+        score_stride: distance of two scores of a token.
+        key_dtype: float32, float16 or bfloat16.
+    """
+    tokens, key_dim = queries.shape
+    scores = np.full((tokens, keys.shape[1] * score_stride), np.nan, dtype=np.float32)
+    arguments = _KeyScoresArgs(
+        queries=_address(queries, np.float32),
+        keys=keys.ctypes.data,
+        scores=scores.ctypes.data,
+        query_size=key_dim,
+        key_dim=key_dim,
+        key_count=keys.shape[1],
+        scores_size=scores.shape[1],
+        score_stride=score_stride,
+        key_type=_STORAGES[key_dtype],
+    )
+    status = load_kernels().umv2_key_scores(target.encode(), ctypes.byref(arguments), ctypes.c_int64(tokens))
+    _check(status, target)
+    return scores
 
 
 def gather(target: str, table: Array, indices: Array) -> float:

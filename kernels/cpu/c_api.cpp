@@ -1,4 +1,4 @@
-// The kernels for callers in C: umv2_export/kernels.py, by which tests and benchmarks run them with no runtime around.
+// The kernels for callers in C: umv2_export/native_kernels.py, by which tests and benchmarks run them with no runtime around.
 #include "kernels.h"
 
 #define UMV2_EXPORT extern "C" __attribute__((visibility("default")))
@@ -23,6 +23,20 @@ UMV2_EXPORT int umv2_tucker_topk(const char* target, const umv2::TuckerArgs* arg
     kernels->tucker_topk(*args, task / args->heads, task % args->heads, addresses + task * args->topk,
                          scores + task * args->topk * args->core_count);
   }
+  return 0;
+}
+
+UMV2_EXPORT int umv2_normalize(const char* target, const float* values, int64_t size, float epsilon, float* result) {
+  const umv2::Kernels* kernels = umv2::find_kernels(target);
+  if (kernels == nullptr) return 1;
+  kernels->normalize(values, size, epsilon, result);
+  return 0;
+}
+
+UMV2_EXPORT int umv2_key_scores(const char* target, const umv2::KeyScoresArgs* args, int64_t tokens) {
+  const umv2::Kernels* kernels = umv2::find_kernels(target);
+  if (kernels == nullptr) return 1;
+  kernels->key_scores(*args, 0, tokens, 0, args->key_count);
   return 0;
 }
 

@@ -4,12 +4,14 @@
 
 #include "kernels.h"
 
-#define UMV2_DECLARE(target)                                                              \
-  namespace target {                                                                      \
-  void memory_lookup(const LookupArgs&, int64_t, int64_t, int64_t, float*);               \
-  void tucker_topk(const TuckerArgs&, int64_t, int64_t, int64_t*, float*);                \
-  float gather(const float*, int64_t, const int64_t*, int64_t);                           \
-  constexpr Kernels kernels{#target, memory_lookup, tucker_topk, gather};                 \
+#define UMV2_DECLARE(target)                                                                            \
+  namespace target {                                                                                    \
+  void memory_lookup(const LookupArgs&, int64_t, int64_t, int64_t, float*);                             \
+  void tucker_topk(const TuckerArgs&, int64_t, int64_t, int64_t*, float*);                              \
+  void normalize(const float*, int64_t, float, float*);                                                 \
+  void key_scores(const KeyScoresArgs&, int64_t, int64_t, int64_t, int64_t);                            \
+  float gather(const float*, int64_t, const int64_t*, int64_t);                                         \
+  constexpr Kernels kernels{#target, memory_lookup, tucker_topk, normalize, key_scores, gather};        \
   }
 
 namespace umv2 {

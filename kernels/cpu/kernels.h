@@ -7,7 +7,8 @@
 
 namespace umv2 {
 
-enum class RowType { kFloat32, kFloat16, kBFloat16, kInt8 };
+// How rows and keys are stored; arithmetic is in float.
+enum class Storage { kFloat32, kFloat16, kBFloat16, kInt8 };
 
 struct LookupArgs {
   const int64_t* indices;    // [T, K], each in [0, rows)
@@ -23,7 +24,7 @@ struct LookupArgs {
   int64_t value_dim;         // V, a multiple of C
   int64_t groups;            // G
   bool gelu;
-  RowType row_type;
+  Storage row_type;
 };
 
 struct TuckerArgs {
@@ -40,11 +41,31 @@ struct TuckerArgs {
   int64_t topk;             // K, at most M * M
 };
 
+// Scores of one matrix of keys: scores[t, n] = sum over D of queries[t, D] * keys[D, n].
+struct KeyScoresArgs {
+  const float* queries;  // first element of token 0, normalised; a token's next query_size elements on
+  const void* keys;      // [key_dim, key_count] of float, half or bfloat16
+  float* scores;         // first element of token 0; key n is score_stride * n further, token t scores_size * t
+  int64_t query_size;
+  int64_t key_dim;
+  int64_t key_count;
+  int64_t scores_size;
+  int64_t score_stride;
+  Storage key_type;
+};
+
 // Hits first .. last of token `token`, summed into output [G * V], which is overwritten.
 using LookupFn = void (*)(const LookupArgs&, int64_t token, int64_t first, int64_t last, float* output);
 
 // One token and head: addresses [K], scores [K, C].
 using TuckerFn = void (*)(const TuckerArgs&, int64_t token, int64_t head, int64_t* addresses, float* scores);
+
+// Divides by the root of the mean square, plus epsilon under the root.
+using NormalizeFn = void (*)(const float* values, int64_t size, float epsilon, float* result);
+
+// Tokens first_token .. last_token with keys first_key .. last_key.
+using KeyScoresFn = void (*)(const KeyScoresArgs&, int64_t first_token, int64_t last_token, int64_t first_key,
+                             int64_t last_key);
 
 // Reads `count` rows of `row_size` floats in full and returns their sum: the plain gather that benchmarks compare with.
 using GatherFn = float (*)(const float* table, int64_t row_size, const int64_t* indices, int64_t count);
@@ -53,6 +74,8 @@ struct Kernels {
   const char* name;
   LookupFn memory_lookup;
   TuckerFn tucker_topk;
+  NormalizeFn normalize;
+  KeyScoresFn key_scores;
   GatherFn gather;
 };
 

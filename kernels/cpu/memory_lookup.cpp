@@ -1,5 +1,6 @@
 // umv2::MemoryLookup: one pass over each row. Four rows are read side by side, so that four cache misses are in flight
 // where one row alone has one, and the next four are prefetched meanwhile.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -20,40 +21,56 @@ const T* row_of(const LookupArgs& args, int64_t index) {
 }
 
 template <typename T>
-void prefetch_row(const T* row, int64_t size) {
-  const char* byte = reinterpret_cast<const char*>(row);
-  for (int64_t offset = 0; offset < size * static_cast<int64_t>(sizeof(T)); offset += kCacheLine) {
-    __builtin_prefetch(byte + offset, 0, 0);
+void prefetch_row(const LookupArgs& args, int64_t index) {
+  const char* byte = reinterpret_cast<const char*>(row_of<T>(args, index));
+  const int64_t size = (args.pre_value_dim + args.value_dim) * static_cast<int64_t>(sizeof(T));
+  for (int64_t offset = 0; offset < size; offset += kCacheLine) __builtin_prefetch(byte + offset, 0, 0);
+}
+
+// Calls step(x) for each whole vector in [begin, end), and prefetches what lies at the same place in the rows `ahead`, one
+// line of each at a time: 64 prefetches at once, four rows of 1 KiB, keep the loads of this row waiting (int8: 0.7 of
+// the plain gather). Returns where the last vector ends.
+template <int N, typename T, typename Step>
+int64_t each_vector(const T* const* ahead, int64_t begin, int64_t end, const Step& step) {
+  constexpr int64_t kLine = kCacheLine / static_cast<int64_t>(sizeof(T));
+  int64_t x = begin;
+  for (; x + kLine <= end; x += kLine) {
+    for (int n = 0; n < N; ++n) __builtin_prefetch(ahead[n] + x, 0, 0);
+    for (int64_t y = x; y < x + kLine; y += Vec::kWidth) step(y);
   }
+  if (x < end) {
+    for (int n = 0; n < N; ++n) __builtin_prefetch(ahead[n] + x, 0, 0);
+  }
+  for (; x + Vec::kWidth <= end; x += Vec::kWidth) step(x);
+  return x;
 }
 
 // Dot products of N rows with one query.
 template <int N, typename T>
-void dots(const T* const* rows, const float* query, int64_t size, float* result) {
+void dots(const T* const* rows, const T* const* ahead, const float* query, int64_t size, float* result) {
   Vec sums[N];
   for (int n = 0; n < N; ++n) sums[n] = Vec::zero();
-  int64_t x = 0;
-  for (; x + Vec::kWidth <= size; x += Vec::kWidth) {
-    const Vec q = Vec::load(query + x);
-    for (int n = 0; n < N; ++n) sums[n] = fma(Vec::load(rows[n] + x), q, sums[n]);
-  }
+  int64_t x = each_vector<N>(ahead, 0, size, [&](int64_t y) {
+    const Vec q = Vec::load(query + y);
+    for (int n = 0; n < N; ++n) sums[n] = fma(Vec::load(rows[n] + y), q, sums[n]);
+  });
   for (int n = 0; n < N; ++n) result[n] = sums[n].sum();
   for (; x < size; ++x) {
     for (int n = 0; n < N; ++n) result[n] += to_float(rows[n][x]) * query[x];
   }
 }
 
-// output[x] += sum over N rows of weights[n] * rows[n][x].
+// output[x] += sum over N rows of weights[n] * rows[n][x], for x in [begin, end).
 template <int N, typename T>
-void accumulate(const T* const* rows, const float* weights, int64_t begin, int64_t end, float* output) {
+void accumulate(const T* const* rows, const T* const* ahead, const float* weights, int64_t begin, int64_t end,
+                float* output) {
   Vec weight[N];
   for (int n = 0; n < N; ++n) weight[n] = Vec::broadcast(weights[n]);
-  int64_t x = begin;
-  for (; x + Vec::kWidth <= end; x += Vec::kWidth) {
-    Vec sum = Vec::load(output + x);
-    for (int n = 0; n < N; ++n) sum = fma(Vec::load(rows[n] + x), weight[n], sum);
-    sum.store(output + x);
-  }
+  int64_t x = each_vector<N>(ahead, begin, end, [&](int64_t y) {
+    Vec sum = Vec::load(output + y);
+    for (int n = 0; n < N; ++n) sum = fma(Vec::load(rows[n] + y), weight[n], sum);
+    sum.store(output + y);
+  });
   for (; x < end; ++x) {
     for (int n = 0; n < N; ++n) output[x] += to_float(rows[n][x]) * weights[n];
   }
@@ -63,14 +80,16 @@ float activate(const LookupArgs& args, float x) {
   return args.gelu ? 0.5f * x * (1.0f + std::erf(x * 0.70710678118654752f)) : x;
 }
 
-// Hits hit .. hit + N - 1 of a token.
+// Hits hit .. hit + N - 1 of a token, from `rows`; `ahead` are the rows of the hits that come next.
 template <int N, typename T>
-void add_hits(const LookupArgs& args, int64_t token, int64_t hit, const T* const* rows, float* output) {
+void add_hits(const LookupArgs& args, int64_t token, int64_t hit, const T* const* rows, const T* const* ahead,
+              float* output) {
   const int64_t first = token * args.hits + hit;
+  const int64_t pre = args.pre_value_dim;
   float strength[N];
   for (int n = 0; n < N; ++n) strength[n] = 1.0f;
-  if (args.pre_value_dim > 0) {
-    dots<N>(rows, args.query + token * args.pre_value_dim, args.pre_value_dim, strength);
+  if (pre > 0) {
+    dots<N>(rows, ahead, args.query + token * pre, pre, strength);
     for (int n = 0; n < N; ++n) {
       if (args.row_scales) strength[n] *= args.row_scales[2 * args.indices[first + n]];
       strength[n] = activate(args, strength[n]);
@@ -80,39 +99,47 @@ void add_hits(const LookupArgs& args, int64_t token, int64_t hit, const T* const
     for (int n = 0; n < N; ++n) strength[n] *= args.row_scales[2 * args.indices[first + n] + 1];
   }
   const T* values[N];
-  for (int n = 0; n < N; ++n) values[n] = rows[n] + args.pre_value_dim;
+  const T* values_ahead[N];
+  for (int n = 0; n < N; ++n) {
+    values[n] = rows[n] + pre;
+    values_ahead[n] = ahead[n] + pre;
+  }
   const int64_t part = args.value_dim / args.cores;
   for (int64_t c = 0; c < args.cores; ++c) {
     float weights[N];
     for (int n = 0; n < N; ++n) weights[n] = strength[n] * args.scores[(first + n) * args.cores + c];
-    accumulate<N>(values, weights, c * part, (c + 1) * part, output);
+    accumulate<N>(values, values_ahead, weights, c * part, (c + 1) * part, output);
   }
 }
 
 template <typename T>
 void lookup(const LookupArgs& args, int64_t token, int64_t first, int64_t last, float* output) {
   std::memset(output, 0, sizeof(float) * static_cast<size_t>(args.groups * args.value_dim));
-  const int64_t size = args.pre_value_dim + args.value_dim;
   const int64_t* indices = args.indices + token * args.hits;
   int64_t hit = first;
-  if (args.groups == 1) {
-    for (int64_t ahead = hit; ahead < last && ahead < hit + kRows; ++ahead) {
-      prefetch_row(row_of<T>(args, indices[ahead]), size);
+  if (args.groups == 1 && hit + kRows <= last) {
+    const T* rows[kRows];
+    const T* ahead[kRows];
+    for (int n = 0; n < kRows; ++n) {
+      prefetch_row<T>(args, indices[hit + n]);
+      ahead[n] = row_of<T>(args, indices[hit + n]);
     }
     for (; hit + kRows <= last; hit += kRows) {
-      const T* rows[kRows];
       for (int n = 0; n < kRows; ++n) {
-        rows[n] = row_of<T>(args, indices[hit + n]);
-        if (hit + kRows + n < last) prefetch_row(row_of<T>(args, indices[hit + kRows + n]), size);
+        rows[n] = ahead[n];
+        // Past the end there is nothing to fetch: the current row, which is there already.
+        const int64_t next = indices[std::min(hit + kRows + n, last - 1)];
+        ahead[n] = row_of<T>(args, next);
+        if (args.row_scales) __builtin_prefetch(args.row_scales + 2 * next, 0, 0);
       }
-      add_hits<kRows>(args, token, hit, rows, output);
+      add_hits<kRows>(args, token, hit, rows, ahead, output);
     }
   }
   for (; hit < last; ++hit) {
     const T* row = row_of<T>(args, indices[hit]);
-    if (hit + 1 < last) prefetch_row(row_of<T>(args, indices[hit + 1]), size);
+    const T* ahead = row_of<T>(args, indices[std::min(hit + 1, last - 1)]);
     const int64_t group = args.group ? args.group[token * args.hits + hit] : 0;
-    add_hits<1>(args, token, hit, &row, output + group * args.value_dim);
+    add_hits<1>(args, token, hit, &row, &ahead, output + group * args.value_dim);
   }
 }
 
@@ -120,13 +147,13 @@ void lookup(const LookupArgs& args, int64_t token, int64_t first, int64_t last, 
 
 void memory_lookup(const LookupArgs& args, int64_t token, int64_t first, int64_t last, float* output) {
   switch (args.row_type) {
-    case RowType::kFloat32:
+    case Storage::kFloat32:
       return lookup<float>(args, token, first, last, output);
-    case RowType::kFloat16:
+    case Storage::kFloat16:
       return lookup<Half>(args, token, first, last, output);
-    case RowType::kBFloat16:
+    case Storage::kBFloat16:
       return lookup<BFloat16>(args, token, first, last, output);
-    case RowType::kInt8:
+    case Storage::kInt8:
       return lookup<int8_t>(args, token, first, last, output);
   }
 }

@@ -95,6 +95,20 @@ inline int64_t attribute(const Api& api, const KernelInfo* info, const char* nam
   return value;
 }
 
+inline float float_attribute(const Api& api, const KernelInfo* info, const char* name) {
+  float value = 0.0f;
+  check(api, api.attribute_float(info, name, &value), name);
+  return value;
+}
+
+inline std::vector<int64_t> list_attribute(const Api& api, const KernelInfo* info, const char* name) {
+  size_t count = 0;
+  check(api, api.attribute_ints(info, name, nullptr, &count), name);
+  std::vector<int64_t> values(count);
+  check(api, api.attribute_ints(info, name, values.data(), &count), name);
+  return values;
+}
+
 inline std::string text_attribute(const Api& api, const KernelInfo* info, const char* name) {
   size_t size = 0;
   check(api, api.attribute_string(info, name, nullptr, &size), name);
@@ -120,10 +134,10 @@ inline const float* floats(const Tensor& tensor, std::vector<float>& buffer, con
 
 // NaN compares false with everything: which rows win would depend on their order.
 inline void require_no_nan(const float* values, int64_t count, const char* name) {
-  // A sum of products with zero is NaN when, and only when, a value is NaN or infinite: one vectorised pass.
-  float sum = 0.0f;
-  for (int64_t i = 0; i < count; ++i) sum += values[i] * 0.0f;
-  if (sum == 0.0f) return;
+  // No early exit and no sum: the compiler makes vectors of it. A sum, whose order it must keep, took 110 us for 64 tokens.
+  unsigned found = 0;
+  for (int64_t i = 0; i < count; ++i) found |= values[i] != values[i] ? 1u : 0u;
+  if (found == 0) return;
   for (int64_t i = 0; i < count; ++i) {
     require(!std::isnan(values[i]), std::string(name) + " holds NaN at element " + std::to_string(i));
   }

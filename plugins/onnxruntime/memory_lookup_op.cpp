@@ -13,16 +13,16 @@ namespace {
 constexpr int64_t kFewTokens = 8;
 constexpr int64_t kBlockHits = 16;
 
-RowType row_type(ElementType type) {
+Storage row_type(ElementType type) {
   switch (type) {
     case kFloat:
-      return RowType::kFloat32;
+      return Storage::kFloat32;
     case kFloat16:
-      return RowType::kFloat16;
+      return Storage::kFloat16;
     case kBFloat16:
-      return RowType::kBFloat16;
+      return Storage::kBFloat16;
     case kInt8:
-      return RowType::kInt8;
+      return Storage::kInt8;
     default:
       throw Error("rows must be float, float16, bfloat16 or int8, got element type " + std::to_string(type));
   }

@@ -8,8 +8,8 @@ namespace umv2::ort {
 
 std::vector<const CustomOp*> custom_ops(const Api& api) {
   // Once an op is registered the runtime no longer falls back to its body: every dtype of the contract has a kernel.
-  return {tucker_topk_op(api, kFloat), tucker_topk_op(api, kFloat16), memory_lookup_op(api, kFloat),
-          memory_lookup_op(api, kFloat16)};
+  return {key_scores_op(api, kFloat),  key_scores_op(api, kFloat16), tucker_topk_op(api, kFloat),
+          tucker_topk_op(api, kFloat16), memory_lookup_op(api, kFloat), memory_lookup_op(api, kFloat16)};
 }
 
 float half_to_float(uint16_t bits) {

@@ -10,6 +10,7 @@ namespace umv2::ort {
 std::vector<const CustomOp*> custom_ops(const Api& api);
 
 // Each fills in one registration; `api` outlives the library.
+const CustomOp* key_scores_op(const Api& api, ElementType scores);
 const CustomOp* tucker_topk_op(const Api& api, ElementType scores);
 const CustomOp* memory_lookup_op(const Api& api, ElementType scores);
 

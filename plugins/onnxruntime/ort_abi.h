@@ -53,6 +53,9 @@ class Api {
   Status* tensor_info(const Value* value, TensorInfo** info) const {
     return call<Status*(const Value*, TensorInfo**)>(65)(value, info);
   }
+  Status* attribute_float(const KernelInfo* info, const char* name, float* value) const {
+    return call<Status*(const KernelInfo*, const char*, float*)>(85)(info, name, value);
+  }
   Status* attribute_int(const KernelInfo* info, const char* name, int64_t* value) const {
     return call<Status*(const KernelInfo*, const char*, int64_t*)>(86)(info, name, value);
   }
@@ -71,6 +74,9 @@ class Api {
   }
   void release_status(Status* status) const { call<void(Status*)>(93)(status); }
   void release_tensor_info(TensorInfo* info) const { call<void(TensorInfo*)>(99)(info); }
+  Status* attribute_ints(const KernelInfo* info, const char* name, int64_t* values, size_t* count) const {
+    return call<Status*(const KernelInfo*, const char*, int64_t*, size_t*)>(163)(info, name, values, count);
+  }
   Status* parallel_for(const KernelContext* context, void (*body)(void*, size_t), size_t total, void* data) const {
     // 0 batches: the runtime cuts the range by its own number of threads.
     return call<Status*(const KernelContext*, void (*)(void*, size_t), size_t, size_t, void*)>(274)(context, body,

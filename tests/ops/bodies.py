@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime
 
 from umv2_export.bench.one_node import open_session
 
@@ -26,5 +28,13 @@ def run_native(model: onnx.ModelProto, feed: Mapping[str, Array], *, threads: in
 
 
 def _run(model: onnx.ModelProto, feed: Mapping[str, Array], *, native: bool, threads: int) -> list[Array]:
-    outputs = open_session(model, native=native, threads=threads).run(None, dict(feed))
+    session = open_session(model, native=native, threads=threads)
+    outputs = session.run(None, {name: _value(array) for name, array in feed.items()})
     return [np.asarray(output) for output in outputs]
+
+
+def _value(array: Array) -> Any:
+    """numpy knows no bf16, and hands it over as its bits."""
+    if array.dtype != ml_dtypes.bfloat16:
+        return array
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), onnx.TensorProto.BFLOAT16)

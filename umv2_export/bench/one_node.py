@@ -14,11 +14,19 @@ from umv2_export import native_library
 from umv2_export.config import ModelConfig
 from umv2_export.model.folded import FoldedMemoryLayer, FoldedPool, TableLayout
 from umv2_export.onnx.passes import attach_bodies, make_reproducible, simplify
-from umv2_export.onnx.trace import lookup_signature, quiet_exporter, translations
-from umv2_export.ops import DOMAIN, VERSION, LookupSignature
+from umv2_export.onnx.trace import op_signatures, quiet_exporter, translations
+from umv2_export.ops import DOMAIN, VERSION, KeyScoresSignature, LookupSignature
 from umv2_export.ops.tucker_topk import function_body as tucker_topk_body
 
-__all__ = ["lookup_model", "memory_layer_model", "open_session", "tucker_model"]
+__all__ = [
+    "key_scores_model",
+    "lookup_model",
+    "memory_layer_model",
+    "open_session",
+    "repeated",
+    "share_threads",
+    "tucker_model",
+]
 
 OPSET = 18
 
@@ -50,6 +58,48 @@ def lookup_model(
     return _model(inputs, [f"{scores}[t, v] output"], node, signature.function_body(opset=opset), opset)
 
 
+def repeated(model: onnx.ModelProto, shared: str, count: int) -> onnx.ModelProto:
+    """The only node of a model `count` times, as the layers of a model have it: each with inputs of its own.
+
+    Args:
+        model: of one node.
+        shared: the inputs whose names begin so are the same for all.
+        count: nodes; those of node i get the suffix `.i`.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for field in (result.graph.node, result.graph.input, result.graph.output):
+        del field[:]
+    result.graph.input.extend(value for value in model.graph.input if value.name.startswith(shared))
+    for i in range(count):
+        node = result.graph.node.add()
+        node.CopyFrom(model.graph.node[0])
+        for names in (node.input, node.output):
+            names[:] = [name if name.startswith(shared) else f"{name}.{i}" for name in names]
+        for source, target in ((model.graph.input, result.graph.input), (model.graph.output, result.graph.output)):
+            for value in source:
+                if not value.name.startswith(shared):
+                    added = target.add()
+                    added.CopyFrom(value)
+                    added.name = f"{value.name}.{i}"
+    return result
+
+
+def key_scores_model(
+    signature: KeyScoresSignature, *, queries: str = "float", keys: str = "float", opset: int = OPSET
+) -> onnx.ModelProto:
+    """A model of one KeyScores node whose inputs are all graph inputs; `queries` and `keys` are ONNX type names."""
+    inputs = [f"{queries}[t, q] queries", *(f"{keys}[k, n_{name}] {name}" for name in signature.matrices)]
+    outputs = ["float[t, h, n, r] row_scores", "float[t, h, n, r] col_scores"]
+    texts = {
+        name: f"{value:.9e}" if isinstance(value, float) else value for name, value in signature.attributes.items()
+    }
+    attributes = ", ".join(f"{name} = {text}" for name, text in texts.items())
+    names = ", ".join(["queries", *signature.matrices])
+    node = f"row_scores, col_scores = {DOMAIN}.KeyScores <{attributes}> ({names})"
+    return _model(inputs, outputs, node, signature.function_body(opset=opset), opset)
+
+
 def tucker_model(*, row_topk: int, topk: int, scores: str = "float", opset: int = OPSET) -> onnx.ModelProto:
     """A model of one TuckerTopK node whose inputs are all graph inputs."""
     shapes = {"row_scores": "t,h,n,r", "col_scores": "t,h,n,r", "u": "h,r", "v": "h,r", "cores": "c,h,r,r"}
@@ -60,20 +110,20 @@ def tucker_model(*, row_topk: int, topk: int, scores: str = "float", opset: int 
     return _model(inputs, outputs, node, tucker_topk_body(opset=opset), opset)
 
 
-def memory_layer_model(config: ModelConfig, folder: Path) -> Path:
+def memory_layer_model(config: ModelConfig, folder: Path, key_dtype: torch.dtype = torch.float32) -> Path:
     """One memory layer of random weights, projections and keys included: input `hidden` [T, D], output `output`."""
     layout = TableLayout.of(config.memory, torch.float32, 2 * 10**9)
-    signature = lookup_signature(config, layout)
+    signatures = op_signatures(config, layout)
     with quiet_exporter():
         program = torch.onnx.export(
-            _Layer(config, layout),
+            _Layer(config, layout, key_dtype),
             (torch.zeros(3, config.hidden_size),),
             dynamo=True,
             dynamic_shapes=({0: "tokens"},),
             input_names=["hidden"],
             output_names=["output"],
             opset_version=OPSET,
-            custom_translation_table=translations(signature),
+            custom_translation_table=translations(signatures),
             optimize=False,
             verbose=False,
         )
@@ -81,16 +131,28 @@ def memory_layer_model(config: ModelConfig, folder: Path) -> Path:
         raise AssertionError("torch.onnx.export returned no program")
     program.model.opset_imports[DOMAIN] = VERSION
     simplify(program.model)
-    attach_bodies(program.model, signature, opset=OPSET)
+    attach_bodies(program.model, signatures, opset=OPSET)
     make_reproducible(program.model)
     ir.save(program.model, folder / "layer.onnx", external_data="layer.data")
     return folder / "layer.onnx"
 
 
-def open_session(model: onnx.ModelProto | Path, *, native: bool, threads: int) -> Any:
-    """An inference session on the CPU."""
+def share_threads(threads: int) -> None:
+    """Let all sessions that are opened with `threads=None` use one pool of so many threads; once a process.
+
+    A session's own threads spin for a while after each run, on cores that the other contender of a benchmark then
+    lacks: a memory layer at 64 tokens took 10 ms instead of 1.8 ms.
+    """
+    onnxruntime.set_global_thread_pool_sizes(threads, 1)
+
+
+def open_session(model: onnx.ModelProto | Path, *, native: bool, threads: int | None) -> Any:
+    """An inference session on the CPU with threads of its own, or, with None, those of `share_threads`."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    if threads is None:
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = threads
     if native:
         options.register_custom_ops_library(native_library())
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
@@ -100,9 +162,9 @@ def open_session(model: onnx.ModelProto | Path, *, native: bool, threads: int) -
 class _Layer(nn.Module):
     """A memory layer alone, its scores of a size that keeps outputs near 1."""
 
-    def __init__(self, config: ModelConfig, layout: TableLayout) -> None:
+    def __init__(self, config: ModelConfig, layout: TableLayout, key_dtype: torch.dtype) -> None:
         super().__init__()
-        self.layer = FoldedMemoryLayer(config, 0, layout=layout)
+        self.layer = FoldedMemoryLayer(config, 0, layout=layout, key_dtype=key_dtype)
         self.pool = FoldedPool(layout)
         generator = torch.Generator().manual_seed(0)
         for parameter in self.layer.parameters():

@@ -13,8 +13,16 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 
-from umv2_export.bench.one_node import lookup_model, memory_layer_model, open_session, tucker_model
+from umv2_export.bench.one_node import (
+    lookup_model,
+    memory_layer_model,
+    open_session,
+    repeated,
+    share_threads,
+    tucker_model,
+)
 from umv2_export.bench.timing import Timing, alternate
+from umv2_export.memory import anonymous_memory
 from umv2_export.native_kernels import cpu_target, gather
 from umv2_export.ops import LookupSignature
 from umv2_export.presets import PRESETS
@@ -28,6 +36,9 @@ Call = Callable[[int], object]
 TABLE_BYTES = 4 * 2**30
 VALUE_DIM = 1024
 HITS = 64
+
+# Nodes in one graph while a call is short, as the layers of a model: else the call of a session, 20 us, counts in full.
+FEW_TOKENS, NODES = 8, 20
 
 # Indices of this many calls are drawn beforehand.
 CALLS = 64
@@ -68,16 +79,19 @@ class OpResult:
 
 def benchmark_ops(*, rounds: int, threads: int, table_bytes: int = TABLE_BYTES) -> Iterator[OpResult]:
     """Run all comparisons, one table in memory at a time."""
+    share_threads(threads)
     for dtype in ("fp32", "bf16", "int8"):
         yield from _lookups(dtype, rounds, threads, table_bytes)
-    yield from _pre_value_lookups(rounds, threads, table_bytes)
-    yield from _retrievals(rounds, threads)
-    yield from _memory_layers(rounds, threads)
+    yield from _lookups("bf16", rounds, threads, table_bytes, huge_pages=True)
+    yield from _pre_value_lookups(rounds, table_bytes)
+    yield from _retrievals(rounds)
+    yield from _memory_layers(rounds)
 
 
-def _random_table(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+def _random_table(rows: int, columns: int, dtype: torch.dtype, *, huge_pages: bool = False) -> torch.Tensor:
     """Filled piece by piece; int8 and 16-bit rows need no fp32 copy of the whole."""
-    table = torch.empty((rows, columns), dtype=dtype)
+    memory = anonymous_memory(rows * columns * dtype.itemsize, huge_pages=huge_pages)
+    table = torch.frombuffer(memory, dtype=dtype).reshape(rows, columns)
     for piece in table.split(2**16):
         drawn = torch.randn(piece.shape)
         piece.copy_((drawn * 40).clamp(-127, 127) if dtype == torch.int8 else drawn)
@@ -91,17 +105,18 @@ def _ort_value(table: torch.Tensor, dtype: str) -> Any:
 
 
 def _bound_call(session: Any, fixed: dict[str, Any], changing: dict[str, list[Array]]) -> Call:
-    """A call with inputs bound: the table is never copied."""
-    binding = session.io_binding()
-    for name, value in fixed.items():
-        binding.bind_ortvalue_input(name, value)
-    for output in session.get_outputs():
-        binding.bind_output(output.name)
+    """A call whose inputs were bound beforehand: the table is never copied, and no binding is timed."""
+    bindings = [session.io_binding() for _ in range(CALLS)]
+    for number, binding in enumerate(bindings):
+        for name, value in fixed.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, arrays in changing.items():
+            binding.bind_cpu_input(name, arrays[number])
+        for output in session.get_outputs():
+            binding.bind_output(output.name)
 
     def call(number: int) -> None:
-        for name, arrays in changing.items():
-            binding.bind_cpu_input(name, arrays[number % CALLS])
-        session.run_with_iobinding(binding)
+        session.run_with_iobinding(bindings[number % CALLS])
 
     return call
 
@@ -122,10 +137,13 @@ def _ceiling(table: torch.Tensor, threads: int) -> float:
     return best
 
 
-def _lookups(dtype: str, rounds: int, threads: int, table_bytes: int) -> Iterator[OpResult]:
+def _lookups(
+    dtype: str, rounds: int, threads: int, table_bytes: int, *, huge_pages: bool = False
+) -> Iterator[OpResult]:
     torch_dtype, onnx_type, _ = _TYPES[dtype]
     rows = table_bytes // (VALUE_DIM * torch_dtype.itemsize)
-    table = _random_table(rows, VALUE_DIM, torch_dtype)
+    table = _random_table(rows, VALUE_DIM, torch_dtype, huge_pages=huge_pages)
+    label = f"lookup {dtype}{', huge pages' if huge_pages else ''}"
     ceiling = _ceiling(table, threads)
     signature = LookupSignature(shards=1, pre_values=False, quantized=dtype == "int8")
     model = lookup_model(signature, pre_value_dim=0, rows_per_shard=rows, rows=onnx_type)
@@ -133,20 +151,22 @@ def _lookups(dtype: str, rounds: int, threads: int, table_bytes: int) -> Iterato
     if dtype == "int8":
         scales = np.full((rows, 2), 1 / 40, dtype=np.float32)
         fixed["row_scales"] = onnxruntime.OrtValue.ortvalue_from_numpy(scales)
-    session = open_session(model, native=True, threads=threads)
     rng = np.random.default_rng(0)
     for batch in (1, 8, 64, 512):
-        indices = [rng.integers(0, rows, (batch, HITS)) for _ in range(CALLS)]
+        nodes = NODES if batch <= FEW_TOKENS else 1
+        session = open_session(repeated(model, "row", nodes), native=True, threads=None)
+        indices = [[rng.integers(0, rows, (batch, HITS)) for _ in range(CALLS)] for _ in range(nodes)]
         scores = [rng.standard_normal((batch, HITS, 1)).astype(np.float32)] * CALLS
-        contenders = [_bound_call(session, fixed, {"indices": indices, "scores": scores})]
+        changing = {f"indices.{i}": indices[i] for i in range(nodes)} | {f"scores.{i}": scores for i in range(nodes)}
+        contenders = [_bound_call(session, fixed, changing)]
         if dtype != "int8":
             contenders.append(_embedding_bag(table, indices, scores[0]))
-        native, *peers = alternate(contenders, rounds=rounds)
+        native, *peers = (timing.divided(nodes) for timing in alternate(contenders, rounds=rounds))
         size = batch * HITS * VALUE_DIM * torch_dtype.itemsize
         rate = size / (native.p50 * 1e-3)
         goal = 0.85 if batch == 1 or dtype == "int8" else 1.0
         yield OpResult(
-            f"lookup {dtype} / gather ceiling {ceiling / 1e9:.1f} GB/s",
+            f"{label} / gather ceiling {ceiling / 1e9:.1f} GB/s",
             batch,
             native,
             None,
@@ -156,7 +176,7 @@ def _lookups(dtype: str, rounds: int, threads: int, table_bytes: int) -> Iterato
         )
         for peer in peers:
             yield OpResult(
-                f"lookup {dtype} / torch embedding_bag",
+                f"{label} / torch embedding_bag",
                 batch,
                 native,
                 peer,
@@ -166,31 +186,37 @@ def _lookups(dtype: str, rounds: int, threads: int, table_bytes: int) -> Iterato
             )
 
 
-def _embedding_bag(table: torch.Tensor, indices: list[Array], scores: Array) -> Call:
-    """The strongest peer of torch."""
-    chosen = [torch.from_numpy(array) for array in indices]
+def _embedding_bag(table: torch.Tensor, indices: list[list[Array]], scores: Array) -> Call:
+    """The strongest peer of torch, once for each node."""
+    chosen = [[torch.from_numpy(array) for array in node] for node in indices]
     weights = torch.from_numpy(scores[:, :, 0]).to(table.dtype)
 
-    def call(number: int) -> torch.Tensor:
-        return torch.nn.functional.embedding_bag(chosen[number % CALLS], table, mode="sum", per_sample_weights=weights)
+    def call(number: int) -> None:
+        for node in chosen:
+            torch.nn.functional.embedding_bag(node[number % CALLS], table, mode="sum", per_sample_weights=weights)
 
     return call
 
 
-def _pre_value_lookups(rounds: int, threads: int, table_bytes: int) -> Iterator[OpResult]:
+def _pre_value_lookups(rounds: int, table_bytes: int) -> Iterator[OpResult]:
     size = 256
     rows = table_bytes // (2 * size * 4)
     table = {"rows_0": _ort_value(_random_table(rows, 2 * size, torch.float32), "fp32")}
     model = lookup_model(LookupSignature(shards=1), pre_value_dim=size, rows_per_shard=rows)
-    sessions = [open_session(model, native=native, threads=threads) for native in (True, False)]
     rng = np.random.default_rng(0)
     for batch in (1, 8, 64):
-        changing: dict[str, list[Array]] = {
-            "indices": [rng.integers(0, rows, (batch, HITS)) for _ in range(CALLS)],
-            "scores": [rng.standard_normal((batch, HITS, 2)).astype(np.float32)] * CALLS,
-            "query": [rng.standard_normal((batch, size)).astype(np.float32)] * CALLS,
-        }
-        native, stock = alternate([_bound_call(session, table, changing) for session in sessions], rounds=rounds)
+        nodes = NODES if batch <= FEW_TOKENS else 1
+        several = repeated(model, "row", nodes)
+        sessions = [open_session(several, native=native, threads=None) for native in (True, False)]
+        changing: dict[str, list[Array]] = {}
+        for i in range(nodes):
+            changing |= {
+                f"indices.{i}": [rng.integers(0, rows, (batch, HITS)) for _ in range(CALLS)],
+                f"scores.{i}": [rng.standard_normal((batch, HITS, 2)).astype(np.float32)] * CALLS,
+                f"query.{i}": [rng.standard_normal((batch, size)).astype(np.float32)] * CALLS,
+            }
+        contenders = [_bound_call(session, table, changing) for session in sessions]
+        native, stock = (timing.divided(nodes) for timing in alternate(contenders, rounds=rounds))
         rate = batch * HITS * 2 * size * 4 / (native.p50 * 1e-3)
         yield OpResult(
             "lookup with pre-values / ONNX Runtime standard ops",
@@ -203,9 +229,9 @@ def _pre_value_lookups(rounds: int, threads: int, table_bytes: int) -> Iterator[
         )
 
 
-def _retrievals(rounds: int, threads: int) -> Iterator[OpResult]:
+def _retrievals(rounds: int) -> Iterator[OpResult]:
     model = tucker_model(row_topk=HITS, topk=HITS)
-    sessions = [open_session(model, native=native, threads=threads) for native in (True, False)]
+    sessions = [open_session(model, native=native, threads=None) for native in (True, False)]
     rng = np.random.default_rng(0)
     for batch in (1, 8, 64):
         shapes = {
@@ -225,18 +251,21 @@ def _retrievals(rounds: int, threads: int) -> Iterator[OpResult]:
         )
 
 
-def _memory_layers(rounds: int, threads: int) -> Iterator[OpResult]:
+def _memory_layers(rounds: int) -> Iterator[OpResult]:
+    """Projections, scores, retrieval and lookup; keys in 32 bits on both sides, then in 16 bits on the native one."""
     config = PRESETS["umv2-227m-1.2b"]
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        model = memory_layer_model(config, Path(folder))
-        sessions = [open_session(model, native=native, threads=threads) for native in (True, False)]
+        sessions = []
+        for key_dtype, native in ((torch.float32, True), (torch.float16, True), (torch.float32, False)):
+            model = memory_layer_model(config, Path(folder), key_dtype)
+            sessions.append(open_session(model, native=native, threads=None))
         for batch, goal in ((1, 1.2), (8, 1.6), (64, 2.0)):
             hidden: list[Array] = [
                 rng.standard_normal((batch, config.hidden_size)).astype(np.float32) for _ in range(CALLS)
             ]
             contenders = [_bound_call(session, {}, {"hidden": hidden}) for session in sessions]
-            native, stock = alternate(contenders, rounds=rounds)
-            yield OpResult(
-                "memory layer, 227M/1.2B shape / stock ONNX Runtime", batch, native, stock, stock.p50 / native.p50, goal
-            )
+            *timings, stock = alternate(contenders, rounds=rounds)
+            for keys, timing in zip(("", ", fp16 keys"), timings, strict=True):
+                name = f"memory layer, 227M/1.2B shape{keys} / stock ONNX Runtime"
+                yield OpResult(name, batch, timing, stock, stock.p50 / timing.p50, goal)

@@ -26,6 +26,10 @@ class Timing:
         p50, p90, p99 = np.percentile(np.asarray(seconds) * 1e3, (50, 90, 99))
         return cls(float(p50), float(p90), float(p99))
 
+    def divided(self, parts: int) -> "Timing":
+        """The share of one of `parts` equal parts of a call."""
+        return Timing(self.p50 / parts, self.p90 / parts, self.p99 / parts)
+
 
 def alternate(contenders: Sequence[Callable[[int], object]], *, rounds: int, warmup: int = 3) -> list[Timing]:
     """Call each contender once a round; the argument is the round, so that inputs can change."""

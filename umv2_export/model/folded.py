@@ -14,9 +14,8 @@ from torch import nn
 from umv2_export.config import INT32_MAX, MemoryConfig, ModelConfig
 from umv2_export.errors import InvalidRequest
 from umv2_export.model.memory import MemoryLayer
-from umv2_export.model.norm import rms_normalize
 from umv2_export.model.transformer import LanguageModel
-from umv2_export.ops import memory_lookup
+from umv2_export.ops import key_scores, memory_lookup
 
 __all__ = [
     "MOST_SHARDS",
@@ -24,6 +23,7 @@ __all__ = [
     "KeyMatrix",
     "TableLayout",
     "folded_model",
+    "joined_by_rank",
     "key_matrices",
     "used_chunks",
 ]
@@ -106,13 +106,18 @@ def used_chunks(memory: MemoryConfig) -> list[int]:
     return sorted({chunk for side in memory.query_chunks() for head in side for chunk in head})
 
 
+def joined_by_rank(memory: MemoryConfig) -> bool:
+    """Each Tucker rank has a query, hence a matrix of keys, of its own; otherwise a matrix holds all ranks."""
+    return any(len(set(head)) > 1 for side in memory.query_chunks() for head in side)
+
+
 def key_matrices(memory: MemoryConfig) -> tuple[list[KeyMatrix], list[KeyMatrix]]:
     """The fewest score GEMMs, of row keys and of column keys; consecutive ones are joined along heads or ranks."""
     position = {chunk: i for i, chunk in enumerate(used_chunks(memory))}
     all_heads, all_ranks = range(memory.heads), range(memory.tucker_rank)
     sides = []
     for chunks in memory.query_chunks():
-        if all(len(set(head)) == 1 for head in chunks):
+        if not joined_by_rank(memory):
             firsts = [h for h in all_heads if h == 0 or chunks[h] != chunks[h - 1]]
             ends = [*firsts[1:], memory.heads]
             sides.append(
@@ -144,10 +149,10 @@ class FoldedMemoryLayer(MemoryLayer):
     group_map: torch.Tensor
     rows: nn.ParameterList
 
-    def __init__(self, config: ModelConfig, index: int, *, layout: TableLayout) -> None:
+    def __init__(self, config: ModelConfig, index: int, *, layout: TableLayout, key_dtype: torch.dtype) -> None:
         super().__init__(config)
         d, m = config.hidden_size, config.memory
-        self.layout = layout
+        self.layout, self.key_dtype = layout, key_dtype
         chunks = used_chunks(m)
         query_proj = nn.Linear(d, len(chunks) * m.key_dim, bias=False)
         # The checkpoint's name stands for the checkpoint's tensor, and only for it.
@@ -171,27 +176,24 @@ class FoldedMemoryLayer(MemoryLayer):
 
     def _key_matrix(self, matrix: KeyMatrix) -> torch.Tensor:
         columns = len(matrix.heads) * self.memory.stored_side * len(matrix.ranks)
-        return torch.zeros(self.memory.key_dim, columns)
+        return torch.zeros(self.memory.key_dim, columns, dtype=self.key_dtype)
 
     def key_scores(self, hidden_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """GEMMs of the normalised queries with the folded keys, which hold both norms' weights."""
-        queries_TX = getattr(self, self.query_name)(hidden_TD)
-        query_TXK = rms_normalize(queries_TX.unflatten(1, (-1, self.memory.key_dim)), self.config.norm_eps)
-        return (
-            self._side_scores(query_TXK, self.row_matrices, self.row_keys),
-            self._side_scores(query_TXK, self.col_matrices, self.col_keys),
+        """umv2::KeyScores with the folded keys, which hold both norms' weights."""
+        m = self.memory
+        matrices = [*self.row_matrices, *self.col_matrices]
+        row_THNR, col_THNR = key_scores(
+            getattr(self, self.query_name)(hidden_TD),
+            [*self.row_keys, *self.col_keys],
+            [matrix.chunk for matrix in matrices],
+            len(self.row_matrices),
+            m.key_dim,
+            m.heads,
+            m.tucker_rank,
+            joined_by_rank(m),
+            self.config.norm_eps,
         )
-
-    def _side_scores(self, query_TXK: torch.Tensor, matrices: list[KeyMatrix], keys: nn.ParameterList) -> torch.Tensor:
-        parts = [
-            (query_TXK[:, matrix.chunk] @ key).unflatten(
-                1, (len(matrix.heads), self.memory.stored_side, len(matrix.ranks))
-            )
-            for matrix, key in zip(matrices, keys, strict=True)
-        ]
-        by_rank = len(matrices[0].ranks) < self.memory.tucker_rank
-        scores_THNR = parts[0] if len(parts) == 1 else torch.cat(parts, dim=3 if by_rank else 1)
-        return scores_THNR.float()
+        return row_THNR, col_THNR
 
     def tucker(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Always fp32: they are a few numbers, and decide which rows win."""
@@ -235,12 +237,14 @@ class FoldedMemoryLayer(MemoryLayer):
         return projected
 
 
-def folded_model(config: ModelConfig, layout: TableLayout, dtype: torch.dtype) -> LanguageModel:
+def folded_model(config: ModelConfig, layout: TableLayout, dtype: torch.dtype, key_dtype: torch.dtype) -> LanguageModel:
     """The folded model with zero weights, dense ones in `dtype`. Build it under a fake or meta device."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        model = LanguageModel(config, partial(FoldedMemoryLayer, layout=layout), FoldedPool(layout))
+        model = LanguageModel(
+            config, partial(FoldedMemoryLayer, layout=layout, key_dtype=key_dtype), FoldedPool(layout)
+        )
     finally:
         torch.set_default_dtype(default)
     return model.eval().requires_grad_(False)

@@ -130,12 +130,15 @@ class ReferenceMemoryLayer(MemoryLayer):
     def key_scores(self, hidden_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """S[t, h, :, i] = K[h, side, :, :, i] @ q[t, chunk of (side, h, i)]."""
         queries_TXK = self.query_proj(hidden_TD).unflatten(1, (-1, self.memory.key_dim))
-        keys_HSNKR = self.keys_norm(self.keys.transpose(3, 4)).transpose(3, 4)
         if self.key_dtype == torch.float32:
             query_TXK = self.query_norm(queries_TXK)
+            keys_HSNKR = self.keys_norm(self.keys.transpose(3, 4)).transpose(3, 4)
         else:
+            # Multiplied in the order of the export: another order could round a key to its neighbour.
+            scale = self.keys_norm.weight * self.query_norm.weight
             query_TXK = rms_normalize(queries_TXK, self.config.norm_eps)
-            keys_HSNKR = (keys_HSNKR * self.query_norm.weight[:, None]).to(self.key_dtype).float()
+            keys_HSNKR = rms_normalize(self.keys, self.config.norm_eps, dim=3) * scale[:, None]
+            keys_HSNKR = keys_HSNKR.to(self.key_dtype).float()
         row_chunks, col_chunks = self.memory.query_chunks()
         row_THRK, col_THRK = query_TXK[:, torch.tensor(row_chunks)], query_TXK[:, torch.tensor(col_chunks)]
         row_THNR = torch.einsum("hnkr,thrk->thnr", keys_HSNKR[:, 0], row_THRK)

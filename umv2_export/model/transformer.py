@@ -188,20 +188,25 @@ def empty_past(config: ModelConfig, batch: int, dtype: torch.dtype = torch.float
 
 
 def reference_model(
-    checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32, table_dtype: torch.dtype | None = None
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype = torch.float32,
+    key_dtype: torch.dtype | None = None,
+    table_dtype: torch.dtype | None = None,
 ) -> LanguageModel:
     """The literal model of a checkpoint. It computes in fp32; its tables stay mapped.
 
     Args:
         checkpoint: the model.
-        dtype: round dense weights and keys to it, as an export in that dtype stores them.
+        dtype: round dense weights to it, as an export in that dtype stores them.
+        key_dtype: round keys to it; None: to `dtype`.
         table_dtype: round rows to it; None keeps those of the checkpoint.
 
     Raises:
         InputRejected: a weight is NaN or infinite.
     """
     config = checkpoint.config
-    layer = partial(ReferenceMemoryLayer, key_dtype=dtype, table_dtype=table_dtype)
+    layer = partial(ReferenceMemoryLayer, key_dtype=key_dtype or dtype, table_dtype=table_dtype)
     with torch.device("meta"):
         model = LanguageModel(config, layer, MemoryPool(config))
     state = {}

@@ -22,7 +22,7 @@ from umv2_export.files import HashedFile, atomic_directory, file_sha256, require
 from umv2_export.model.folded import TableLayout
 from umv2_export.onnx.fold import FoldedTensor, fold_checkpoint
 from umv2_export.onnx.passes import attach_bodies, inline_bodies, make_reproducible, simplify
-from umv2_export.onnx.trace import input_names, lookup_signature, output_names, trace
+from umv2_export.onnx.trace import input_names, op_signatures, output_names, trace
 from umv2_export.progress import Tracker, silent
 
 __all__ = ["MAX_OPSET", "MIN_OPSET", "ExportOptions", "ExportPlan", "ExportResult", "export_bundle", "plan_export"]
@@ -45,7 +45,8 @@ class ExportOptions:
     """What the user chooses.
 
     Attributes:
-        dtype: of dense weights, keys and cache: fp32, fp16, or bf16 (GPU only).
+        dtype: of dense weights and cache: fp32, fp16, or bf16 (GPU only).
+        key_dtype: of keys: same (as `dtype`), fp16 or bf16; scores are sums in `dtype`, or in fp32 in the native op.
         table_dtype: of rows: same (as the checkpoint), fp32, fp16 or bf16.
         opset: version of the standard ops.
         shard_bytes: most bytes of one table file.
@@ -54,6 +55,7 @@ class ExportOptions:
     """
 
     dtype: str = "fp32"
+    key_dtype: str = "same"
     table_dtype: str = "same"
     opset: int = MIN_OPSET
     shard_bytes: int = DEFAULT_SHARD_BYTES
@@ -75,6 +77,11 @@ class ExportPlan:
     options: ExportOptions
     layout: TableLayout
     tensors: list[FoldedTensor]
+
+    @property
+    def key_dtype(self) -> str:
+        """Of the keys."""
+        return self.options.dtype if self.options.key_dtype == "same" else self.options.key_dtype
 
     @property
     def disk_bytes(self) -> int:
@@ -114,7 +121,8 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
     stored = functools.reduce(torch.promote_types, tables)
     table_dtype = stored if options.table_dtype == "same" else torch_dtype(options.table_dtype)
     layout = TableLayout.of(checkpoint.config.memory, table_dtype, options.shard_bytes)
-    return ExportPlan(checkpoint, options, layout, fold_checkpoint(checkpoint, layout, dtype))
+    key_dtype = dtype if options.key_dtype == "same" else torch_dtype(options.key_dtype)
+    return ExportPlan(checkpoint, options, layout, fold_checkpoint(checkpoint, layout, dtype, key_dtype))
 
 
 @dataclass(frozen=True)
@@ -156,7 +164,7 @@ def export_bundle(
     options, config = plan.options, plan.checkpoint.config
     clock = [time.perf_counter()]
     done = track("tracing the graph", None)
-    model = trace(config, plan.layout, torch_dtype(options.dtype), opset=options.opset)
+    model = trace(config, plan.layout, torch_dtype(options.dtype), torch_dtype(plan.key_dtype), opset=options.opset)
     simplify(model)
     done(1)
     clock.append(time.perf_counter())
@@ -165,7 +173,7 @@ def export_bundle(
         clock.append(time.perf_counter())
         hashes = {name: (out.size, out.sha256) for name, out in places.files.items()}
         _refer(model, plan.tensors, places)
-        attach_bodies(model, lookup_signature(config, plan.layout), opset=options.opset)
+        attach_bodies(model, op_signatures(config, plan.layout), opset=options.opset)
         if options.inline_functions:
             inline_bodies(model)
         make_reproducible(model)
@@ -239,6 +247,7 @@ def _manifest(plan: ExportPlan, model: ir.Model, hashes: dict[str, tuple[int, st
         config=config.as_dict(),
         query_layout=config.memory.query_layout,
         dtype=options.dtype,
+        key_dtype=plan.key_dtype,
         table_dtype=dtype_name(layout.dtype),
         opset=options.opset,
         target=options.target,

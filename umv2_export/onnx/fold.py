@@ -49,13 +49,16 @@ class FoldedTensor:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def fold_checkpoint(checkpoint: Checkpoint, layout: TableLayout, dtype: torch.dtype) -> list[FoldedTensor]:
+def fold_checkpoint(
+    checkpoint: Checkpoint, layout: TableLayout, dtype: torch.dtype, key_dtype: torch.dtype
+) -> list[FoldedTensor]:
     """All parameters of the folded model of a checkpoint, dense ones first, then the tables shard by shard.
 
     Args:
         checkpoint: the model.
         layout: of its tables.
-        dtype: of dense weights and keys; Tucker cores and vectors stay fp32.
+        dtype: of dense weights; Tucker cores and vectors stay fp32.
+        key_dtype: of the keys.
     """
     config = checkpoint.config
     tensors = []
@@ -63,7 +66,7 @@ def fold_checkpoint(checkpoint: Checkpoint, layout: TableLayout, dtype: torch.dt
         if not name.startswith(("transformer.mem_blocks.", "transformer.full_memory_layer.")):
             tensors.append(_folded(name, tensor.shape, dtype, "dense", partial(checkpoint.read, name)))
     for j in range(config.memory.layers):
-        tensors += _fold_layer(checkpoint, j, dtype)
+        tensors += _fold_layer(checkpoint, j, dtype, key_dtype)
     tables: list[int | None] = list(range(config.memory.layers)) if layout.per_layer else [None]
     for layer in tables:
         prefix = "transformer.full_memory_layer" if layer is None else f"transformer.mem_blocks.{layer}"
@@ -104,7 +107,7 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
     return result
 
 
-def _fold_layer(checkpoint: Checkpoint, j: int, dtype: torch.dtype) -> list[FoldedTensor]:
+def _fold_layer(checkpoint: Checkpoint, j: int, dtype: torch.dtype, key_dtype: torch.dtype) -> list[FoldedTensor]:
     config, m = checkpoint.config, checkpoint.config.memory
     prefix = f"transformer.mem_blocks.{j}."
 
@@ -127,7 +130,7 @@ def _fold_layer(checkpoint: Checkpoint, j: int, dtype: torch.dtype) -> list[Fold
         for i, matrix in enumerate(matrices):
             shape = (m.key_dim, len(matrix.heads) * m.stored_side * len(matrix.ranks))
             compute = partial(_key_matrix, checkpoint, j, side, matrix)
-            tensors.append(folded(f"{('row_keys', 'col_keys')[side]}.{i}", shape, "keys", compute))
+            tensors.append(folded(f"{('row_keys', 'col_keys')[side]}.{i}", shape, "keys", compute, key_dtype))
     fp32 = torch.float32
     vectors, cores = (m.heads, m.tucker_rank), (m.tucker_cores, m.heads, m.tucker_rank, m.tucker_rank)
     tensors += [

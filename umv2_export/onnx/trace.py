@@ -14,15 +14,15 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from umv2_export.config import ModelConfig
-from umv2_export.model.folded import TableLayout, folded_model
+from umv2_export.model.folded import TableLayout, folded_model, joined_by_rank, key_matrices, used_chunks
 from umv2_export.model.transformer import KeyValue, LanguageModel
-from umv2_export.ops import DOMAIN, VERSION, LookupSignature
+from umv2_export.ops import DOMAIN, VERSION, KeyScoresSignature, LookupSignature, OpSignatures
 from umv2_export.ops.domain import PLUGIN_ATTRIBUTES
 from umv2_export.ops.tucker_topk import schema as tucker_topk_schema
 
 __all__ = [
     "input_names",
-    "lookup_signature",
+    "op_signatures",
     "output_names",
     "probe_names",
     "quiet_exporter",
@@ -55,31 +55,50 @@ def probe_names(config: ModelConfig) -> list[str]:
     return [*hidden, *(f"{kind}.{j}" for j in range(config.memory.layers) for kind in kinds)]
 
 
-def lookup_signature(config: ModelConfig, layout: TableLayout) -> LookupSignature:
-    """The arity of every MemoryLookup node of the model."""
+def op_signatures(config: ModelConfig, layout: TableLayout) -> OpSignatures:
+    """The arity of the custom ops' nodes in the model."""
     memory = config.memory
-    return LookupSignature(
-        shards=layout.shards,
-        grouped=memory.value_groups > 1,
-        pre_values=memory.pre_value_dim > 0,
-        activation=memory.activation,
+    row_matrices, col_matrices = key_matrices(memory)
+    return OpSignatures(
+        KeyScoresSignature(
+            row_chunks=tuple(matrix.chunk for matrix in row_matrices),
+            col_chunks=tuple(matrix.chunk for matrix in col_matrices),
+            row_heads=tuple(len(matrix.heads) for matrix in row_matrices),
+            col_heads=tuple(len(matrix.heads) for matrix in col_matrices),
+            query_chunks=len(used_chunks(memory)),
+            key_dim=memory.key_dim,
+            keys_per_side=memory.stored_side,
+            heads=memory.heads,
+            ranks=memory.tucker_rank,
+            by_rank=joined_by_rank(memory),
+            epsilon=config.norm_eps,
+        ),
+        LookupSignature(
+            shards=layout.shards,
+            grouped=memory.value_groups > 1,
+            pre_values=memory.pre_value_dim > 0,
+            activation=memory.activation,
+        ),
     )
 
 
-def trace(config: ModelConfig, layout: TableLayout, dtype: torch.dtype, *, opset: int) -> ir.Model:
+def trace(
+    config: ModelConfig, layout: TableLayout, dtype: torch.dtype, key_dtype: torch.dtype, *, opset: int
+) -> ir.Model:
     """Export the folded model.
 
     Args:
         config: the model.
         layout: of its tables.
-        dtype: of dense weights, keys and cache.
+        dtype: of dense weights and cache.
+        key_dtype: of keys.
         opset: version of the standard ops.
 
     Returns:
-        The graph with both ops opaque, its initializers without data, and the probe values named but no outputs.
+        The graph with the custom ops opaque, its initializers without data, and the probe values named but no outputs.
     """
     with FakeTensorMode():
-        model = _Traced(folded_model(config, layout, dtype))
+        model = _Traced(folded_model(config, layout, dtype, key_dtype))
     cache_shape = (_BATCH, config.num_heads, _PAST, config.head_size)
     # Every cache tensor is an object of its own: shared ones trace into a graph that is wrong for past > 0, silently.
     past = [
@@ -103,7 +122,7 @@ def trace(config: ModelConfig, layout: TableLayout, dtype: torch.dtype, *, opset
             input_names=input_names(config),
             output_names=[*output_names(config), *probe_names(config)],
             opset_version=opset,
-            custom_translation_table=translations(lookup_signature(config, layout)),
+            custom_translation_table=translations(op_signatures(config, layout)),
             optimize=False,
             verbose=False,
         )
@@ -131,15 +150,20 @@ class _Traced(nn.Module):
         return (output.logits.float(), *present, *output.hidden, *routing)
 
 
-def translations(signature: LookupSignature) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Torch op -> ONNX node, both ops opaque; a translation to an onnxscript function would be inlined."""
+def translations(signatures: OpSignatures) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Torch op -> ONNX node, all opaque; a translation to an onnxscript function would be inlined."""
     domain = onnxscript.values.Opset(DOMAIN, VERSION)
 
     def node(schema: OpSchema, inputs: Sequence[Any], **attributes: Any) -> Any:
-        return onnxscript.values.Op(domain, schema.name, schema)(*inputs, **attributes, **PLUGIN_ATTRIBUTES)
+        return onnxscript.values.Op(domain, schema.name, schema)(*inputs, **attributes)
+
+    def scores(queries: Any, keys: Sequence[Any], *_: Any) -> Any:
+        signature = signatures.key_scores
+        return node(signature.schema(), (queries, *keys), **signature.attributes)
 
     def tucker(row_scores: Any, col_scores: Any, u: Any, v: Any, cores: Any, row_topk: int, topk: int) -> Any:
-        return node(tucker_topk_schema(), (row_scores, col_scores, u, v, cores), row_topk=row_topk, topk=topk)
+        inputs = (row_scores, col_scores, u, v, cores)
+        return node(tucker_topk_schema(), inputs, row_topk=row_topk, topk=topk, **PLUGIN_ATTRIBUTES)
 
     def lookup(
         indices: Any,
@@ -155,15 +179,20 @@ def translations(signature: LookupSignature) -> dict[Callable[..., Any], Callabl
     ) -> Any:
         optional = [tensor for tensor in (group, query, row_scales) if tensor is not None]
         return node(
-            signature.schema(),
+            signatures.lookup.schema(),
             (indices, scores, *optional, *rows),
             pre_value_dim=pre_value_dim,
             activation=activation,
             rows_per_shard=rows_per_shard,
             groups=groups,
+            **PLUGIN_ATTRIBUTES,
         )
 
-    return {torch.ops.umv2.TuckerTopK.default: tucker, torch.ops.umv2.MemoryLookup.default: lookup}
+    return {
+        torch.ops.umv2.KeyScores.default: scores,
+        torch.ops.umv2.TuckerTopK.default: tucker,
+        torch.ops.umv2.MemoryLookup.default: lookup,
+    }
 
 
 @contextlib.contextmanager

@@ -4,8 +4,27 @@ Legend of shape suffixes here and in `umv2_export/model`: B batch, S sequence, T
 per side, R Tucker rank, C Tucker cores, M row top-k, K hits per token, P pre-value size, V value size.
 """
 
+from typing import NamedTuple
+
 from umv2_export.ops.domain import DOMAIN, VERSION
+from umv2_export.ops.key_scores import KeyScoresSignature, key_scores
 from umv2_export.ops.memory_lookup import LookupSignature, memory_lookup
 from umv2_export.ops.tucker_topk import tucker_topk
 
-__all__ = ["DOMAIN", "VERSION", "LookupSignature", "memory_lookup", "tucker_topk"]
+__all__ = [
+    "DOMAIN",
+    "VERSION",
+    "KeyScoresSignature",
+    "LookupSignature",
+    "OpSignatures",
+    "key_scores",
+    "memory_lookup",
+    "tucker_topk",
+]
+
+
+class OpSignatures(NamedTuple):
+    """What the nodes of one model have in common; TuckerTopK is the same in all models."""
+
+    key_scores: KeyScoresSignature
+    lookup: LookupSignature

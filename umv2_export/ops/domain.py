@@ -24,6 +24,8 @@ def op_schema(
     outputs: Sequence[tuple[str, str]],
     type_constraints: Mapping[str, Sequence[str]],
     attributes: Mapping[str, OpSchema.AttrType],
+    *,
+    plugin: bool = True,
 ) -> OpSchema:
     """An ONNX schema whose inputs are all single and required.
 
@@ -33,7 +35,8 @@ def op_schema(
         inputs: (name, type variable) in order.
         outputs: likewise.
         type_constraints: type variable -> element types.
-        attributes: name -> type; the plugin attributes are added.
+        attributes: name -> type.
+        plugin: add the plugin attributes.
     """
     return OpSchema(
         name,
@@ -47,7 +50,11 @@ def op_schema(
         ],
         attributes=[
             *(OpSchema.Attribute(name, kind, required=True) for name, kind in attributes.items()),
-            *(OpSchema.Attribute(name, OpSchema.AttrType.STRING, required=True) for name in PLUGIN_ATTRIBUTES),
+            *(
+                OpSchema.Attribute(name, OpSchema.AttrType.STRING, required=True)
+                for name in PLUGIN_ATTRIBUTES
+                if plugin
+            ),
         ],
     )
 

@@ -45,8 +45,15 @@ class TorchRuntime:
                 f"{ours[field]} in the checkpoint",
                 where=checkpoint.path,
             )
-        dtype, table_dtype = torch_dtype(bundle.manifest.dtype), torch_dtype(bundle.manifest.table_dtype)
-        return cls(reference_model(checkpoint, dtype=dtype, table_dtype=table_dtype), dtype)
+        stored = bundle.manifest
+        dtype = torch_dtype(stored.dtype)
+        model = reference_model(
+            checkpoint,
+            dtype=dtype,
+            key_dtype=torch_dtype(stored.key_dtype),
+            table_dtype=torch_dtype(stored.table_dtype),
+        )
+        return cls(model, dtype)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> "TorchRuntime":
@@ -56,7 +63,7 @@ class TorchRuntime:
             InputRejected: the graph's initializers are not those of the model in the manifest.
         """
         with torch.device("meta"):
-            model = folded_model(bundle.config, bundle.layout, torch.float32)
+            model = folded_model(bundle.config, bundle.layout, torch.float32, torch.float32)
         expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         weights = bundle.weights()
         found = {name: tuple(value.shape) for name, value in weights.items()}
