@@ -340,6 +340,7 @@ def parity(
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=32, show_default=True, help="Most tokens to add.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-sequence token.")
 @click.option("--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", show_default=True)
+@click.option("--preload", is_flag=True, help="Read all tables into memory (huge pages) first instead of mapping them.")
 @json_option
 def generate(
     bundle: Path,
@@ -348,6 +349,7 @@ def generate(
     max_new_tokens: int,
     ignore_eos: bool,
     runtime: str,
+    preload: bool,
     as_json: bool,
 ) -> None:
     """Continue a prompt greedily, through the KV cache."""
@@ -366,7 +368,11 @@ def generate(
         tokenizer = load_tokenizer(opened.tokenizer_file)
         prompt_ids = tuple(tokenizer.encode(prompt).ids)
     result = generate_greedily(
-        open_runtime(runtime, opened), opened.config, prompt_ids or (), max_new_tokens, stop_at_eos=not ignore_eos
+        open_runtime(runtime, opened, preload=preload),
+        opened.config,
+        prompt_ids or (),
+        max_new_tokens,
+        stop_at_eos=not ignore_eos,
     )
     text = None if tokenizer is None else tokenizer.decode(result.token_ids)
     if as_json:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from umv2_export.errors import CheckFailed, InputRejected
 from umv2_export.files import file_sha256, inside, tokenizer_files
 from umv2_export.model.folded import MOST_SHARDS, TableLayout
 
-__all__ = ["MANIFEST_FILE", "MODEL_FILE", "WEIGHTS_FILE", "Bundle", "Manifest", "rows_file"]
+__all__ = ["MANIFEST_FILE", "MODEL_FILE", "WEIGHTS_FILE", "Bundle", "Manifest", "TableFile", "rows_file"]
 
 MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.onnx"
@@ -99,6 +99,29 @@ class _Place:
     length: int
 
 
+@dataclass(frozen=True)
+class TableFile:
+    """A shard of rows.
+
+    Attributes:
+        name: of the initializer.
+        path, offset: where its bytes begin.
+        shape: rows, and elements of a row.
+        onnx_type: element type, a number of onnx.TensorProto.
+    """
+
+    name: str
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    onnx_type: int
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * _ONNX_DTYPES[self.onnx_type].itemsize
+
+
 class Bundle:
     """A bundle that was opened: manifest read, every file there in its size. Contents are hashed by `verify` only."""
 
@@ -156,6 +179,14 @@ class Bundle:
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 self._external(tensor)
         return model
+
+    def tables(self) -> Iterator[TableFile]:
+        """Every initializer that holds rows, with the place of its bytes."""
+        for tensor in self.graph().graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL and ".rows." in tensor.name:
+                place = self._external(tensor)
+                file = inside(self.path, place.location)
+                yield TableFile(tensor.name, file, place.offset, tuple(tensor.dims), tensor.data_type)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Every initializer that lies outside the graph file, mapped."""

@@ -58,7 +58,7 @@ class KeyScores {
   void compute(KernelContext* context) {
     const Tensor queries = input(api_, context, 0);
     require(queries.sizes.size() == 2 && queries.sizes[1] % key_dim_ == 0,
-            "queries must be [T, chunks * key_dim], got " + queries.shape());
+            "queries must be [T, chunks * key_dim], got ", queries);
     const int64_t tokens = queries.sizes[0], query_size = queries.sizes[1];
     const std::vector<KeyScoresArgs> matrices = read_matrices(context, query_size);
     const int64_t keys_per_side = keys_per_side_of(matrices, 0, row_matrices_);
@@ -77,15 +77,14 @@ class KeyScores {
   std::vector<KeyScoresArgs> read_matrices(const KernelContext* context, int64_t query_size) const {
     size_t count = 0;
     check(api_, api_.input_count(context, &count), "input count");
-    require(count == chunks_.size() + 1, std::to_string(chunks_.size()) + " matrices of keys expected, got " +
-                                             std::to_string(count - 1));
+    require(count == chunks_.size() + 1, chunks_.size(), " matrices of keys expected, got ", count - 1);
     std::vector<KeyScoresArgs> matrices;
     for (size_t i = 0; i < chunks_.size(); ++i) {
       const Tensor keys = input(api_, context, i + 1);
       require(keys.sizes.size() == 2 && keys.sizes[0] == key_dim_ && keys.sizes[1] > 0,
-              "keys must be [key_dim, keys], got " + keys.shape());
+              "keys must be [key_dim, keys], got ", keys);
       require(chunks_[i] >= 0 && (chunks_[i] + 1) * key_dim_ <= query_size,
-              "chunk " + std::to_string(chunks_[i]) + " lies outside the queries");
+              "chunk ", chunks_[i], " lies outside the queries");
       matrices.push_back(
           {nullptr, keys.data, nullptr, query_size, key_dim_, keys.sizes[1], 0, by_rank_ ? ranks_ : 1, storage(keys.type)});
     }
@@ -98,7 +97,7 @@ class KeyScores {
       require(!by_rank_ || matrices[i].key_count == matrices[first].key_count, "the ranks differ in their number of keys");
       columns += matrices[i].key_count;
     }
-    require(columns % (heads_ * ranks_) == 0, std::to_string(columns) + " keys do not divide into heads and ranks");
+    require(columns % (heads_ * ranks_) == 0, columns, " keys do not divide into heads and ranks");
     return columns / (heads_ * ranks_);
   }
 

@@ -1,7 +1,9 @@
 // umv2::MemoryLookup for ONNX Runtime: finds its inputs by the attributes, checks every index, and cuts the work.
 #include <algorithm>
+#include <atomic>
 
 #include "kernels.h"
+#include "memory_advice.h"
 #include "ops.h"
 #include "registration.h"
 
@@ -28,6 +30,8 @@ Storage row_type(ElementType type) {
   }
 }
 
+size_t element_size(ElementType type) { return type == kFloat ? 4 : type == kInt8 ? 1 : 2; }
+
 class MemoryLookup {
  public:
   static constexpr const char* kName = "MemoryLookup";
@@ -46,7 +50,7 @@ class MemoryLookup {
         rows_per_shard_(attribute(api, info, "rows_per_shard")),
         groups_(attribute(api, info, "groups")) {
     const std::string activation = text_attribute(api, info, "activation");
-    require(activation == "none" || activation == "gelu", "activation must be none or gelu, got " + activation);
+    require(activation == "none" || activation == "gelu", "activation must be none or gelu, got ", activation);
     gelu_ = activation == "gelu";
     require(pre_value_dim_ >= 0 && rows_per_shard_ >= 1 && groups_ >= 1, "an attribute is out of range");
   }
@@ -57,7 +61,7 @@ class MemoryLookup {
     const Tensor indices = input(api_, context, 0), scores = input(api_, context, 1);
     require(indices.sizes.size() == 2 && scores.sizes.size() == 3 && scores.sizes[0] == indices.sizes[0] &&
                 scores.sizes[1] == indices.sizes[1] && scores.sizes[2] > 0,
-            "indices [T, K] and scores [T, K, C] expected, got " + indices.shape() + " and " + scores.shape());
+            "indices [T, K] and scores [T, K, C] expected, got ", indices, " and ", scores);
     const int64_t tokens = indices.sizes[0], hits = indices.sizes[1], cores = scores.sizes[2];
     size_t next = 2;
     std::vector<float> score_buffer, query_buffer;
@@ -67,23 +71,23 @@ class MemoryLookup {
     require_no_nan(args.scores, scores.count(), "scores");
     if (groups_ > 1) {
       const Tensor group = input(api_, context, next++);
-      require(group.type == kInt64 && group.sizes == indices.sizes, "group must be int64 like indices, got " + group.shape());
+      require(group.type == kInt64 && group.sizes == indices.sizes, "group must be int64 like indices, got ", group);
       args.group = group.as<int64_t>();
       require_range(args.group, indices.count(), groups_, "group");
     }
     if (pre_value_dim_ > 0) {
       const Tensor query = input(api_, context, next++);
-      require(query.sizes == std::vector<int64_t>({tokens, pre_value_dim_}), "query must be [T, P], got " + query.shape());
+      require(query.sizes == std::vector<int64_t>({tokens, pre_value_dim_}), "query must be [T, P], got ", query);
       args.query = floats(query, query_buffer, "query");
     }
     Tensor row_scales{kUndefined, {}, nullptr};
     std::vector<const void*> shards;
-    const Tensor first = read_shards(context, next, row_scales, shards);
-    const int64_t rows = rows_;
+    int64_t rows = 0;
+    const Tensor first = read_shards(context, next, row_scales, shards, rows);
     require_range(args.indices, indices.count(), rows, "indices");
     if (row_scales.data != nullptr) {
       require(row_scales.type == kFloat && row_scales.sizes == std::vector<int64_t>({rows, 2}),
-              "row_scales must be float [rows, 2], got " + row_scales.shape());
+              "row_scales must be float [rows, 2], got ", row_scales);
     }
     args.row_scales = row_scales.as<float>();
     args.shards = shards.data();
@@ -96,13 +100,15 @@ class MemoryLookup {
     args.gelu = gelu_;
     args.row_type = row_type(first.type);
     require(args.value_dim > 0 && args.value_dim % cores == 0,
-            "rows " + first.shape() + " do not split into a pre-value and C equal parts");
+            "rows ", first, " do not split into a pre-value and C equal parts");
     run(context, args, tokens, scores.type);
   }
 
  private:
-  // Collects the shards from input `next` on, and row_scales before them when the rows are int8; returns the first shard.
-  Tensor read_shards(const KernelContext* context, size_t next, Tensor& row_scales, std::vector<const void*>& shards) {
+  // Collects the shards from input `next` on, and row_scales before them when the rows are int8; counts their rows, and
+  // returns the first shard.
+  Tensor read_shards(const KernelContext* context, size_t next, Tensor& row_scales, std::vector<const void*>& shards,
+                     int64_t& rows) {
     size_t count = 0;
     check(api_, api_.input_count(context, &count), "input count");
     require(next < count, "no rows are given");
@@ -112,17 +118,20 @@ class MemoryLookup {
       first = input(api_, context, ++next);
     }
     require((row_scales.data != nullptr) == (first.type == kInt8), "row_scales are given if and only if rows are int8");
-    rows_ = 0;
     for (size_t i = next; i < count; ++i) {
       const Tensor shard = input(api_, context, i);
       require(shard.type == first.type && shard.sizes.size() == 2 && shard.sizes[1] == first.sizes[1] &&
                   shard.sizes[0] >= 1 && shard.sizes[0] <= rows_per_shard_ &&
                   (i + 1 == count || shard.sizes[0] == rows_per_shard_),
-              "shard " + std::to_string(i - next) + " is " + shard.shape() + ", which does not fit rows_per_shard " +
-                  std::to_string(rows_per_shard_));
+              "shard ", i - next, " is ", shard, ", which does not fit rows_per_shard ", rows_per_shard_);
       shards.push_back(shard.data);
-      rows_ += shard.sizes[0];
+      if (!advised_) {
+        const size_t row_bytes = static_cast<size_t>(shard.sizes[1]) * element_size(shard.type);
+        advise_random(shard.data, static_cast<size_t>(shard.sizes[0]) * row_bytes);
+      }
+      rows += shard.sizes[0];
     }
+    advised_ = true;
     return first;
   }
 
@@ -131,9 +140,7 @@ class MemoryLookup {
     for (int64_t i = 0; i < count; ++i) largest = std::max(largest, static_cast<uint64_t>(values[i]));
     if (count == 0 || largest < static_cast<uint64_t>(end)) return;
     for (int64_t i = 0; i < count; ++i) {
-      require(values[i] >= 0 && values[i] < end, std::string(name) + " holds " + std::to_string(values[i]) +
-                                                     " at element " + std::to_string(i) + ", valid are 0 to " +
-                                                     std::to_string(end - 1));
+      require(values[i] >= 0 && values[i] < end, name, " holds ", values[i], " at element ", i, ", valid are 0 to ", end - 1);
     }
   }
 
@@ -176,8 +183,8 @@ class MemoryLookup {
 
   const Api& api_;
   int64_t pre_value_dim_, rows_per_shard_, groups_;
-  int64_t rows_ = 0;
   bool gelu_ = false;
+  std::atomic<bool> advised_{false};  // with the first call: a model's tables stay where they are
 };
 
 }  // namespace

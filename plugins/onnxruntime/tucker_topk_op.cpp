@@ -24,16 +24,16 @@ class TuckerTopK {
     const Tensor rows = input(api_, context, 0), cols = input(api_, context, 1), u = input(api_, context, 2),
                  v = input(api_, context, 3), cores = input(api_, context, 4);
     require(rows.sizes.size() == 4 && rows.sizes == cols.sizes,
-            "row_scores and col_scores must both be [T, H, N, R], got " + rows.shape() + " and " + cols.shape());
+            "row_scores and col_scores must both be [T, H, N, R], got ", rows, " and ", cols);
     const int64_t tokens = rows.sizes[0], heads = rows.sizes[1], keys = rows.sizes[2], ranks = rows.sizes[3];
     const std::vector<int64_t> vector_sizes{heads, ranks};
     require(u.sizes == vector_sizes && v.sizes == vector_sizes,
-            "u and v must be [H, R], got " + u.shape() + " and " + v.shape());
+            "u and v must be [H, R], got ", u, " and ", v);
     require(cores.sizes.size() == 4 && cores.sizes[0] > 0 && cores.sizes[1] == heads && cores.sizes[2] == ranks &&
                 cores.sizes[3] == ranks && ranks > 0,
-            "cores must be [C, H, R, R], got " + cores.shape());
+            "cores must be [C, H, R, R], got ", cores);
     require(row_topk_ >= 1 && row_topk_ <= keys,
-            "row_topk " + std::to_string(row_topk_) + " is not within the " + std::to_string(keys) + " keys of a side");
+            "row_topk ", row_topk_, " is not within the ", keys, " keys of a side");
     require(topk_ >= 1 && topk_ <= row_topk_ * row_topk_, "topk must be from 1 to row_topk * row_topk");
 
     std::vector<float> buffers[5];

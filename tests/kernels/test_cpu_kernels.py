@@ -202,6 +202,57 @@ def test_minus_infinity_scores_are_never_padding(target: str) -> None:
     assert sorted(addresses[0].tolist()) == list(range(25))
 
 
+def check_key_scores(
+    target: str,
+    *,
+    tokens: int,
+    key_dim: int,
+    keys: int,
+    key_dtype: str = "float32",
+    score_stride: int = 1,
+    seed: int = 0,
+) -> None:
+    """Compare one random matrix of keys with its product in float64; nothing between the scores is written."""
+    rng = np.random.default_rng(seed)
+    stored, numbers = ROW_DTYPES[key_dtype](rng.standard_normal((key_dim, keys)) * key_dim**-0.5)
+    queries = rng.standard_normal((tokens, key_dim)).astype(np.float32)
+    found = native_kernels.key_scores(target, queries, stored, score_stride=score_stride, key_dtype=key_dtype)
+    scores = found.reshape(tokens, keys, score_stride)
+    expected = queries.astype(np.float64) @ numbers.astype(np.float64)
+    np.testing.assert_allclose(scores[:, :, 0], expected, rtol=RTOL, atol=ATOL)
+    assert np.isnan(scores[:, :, 1:]).all()
+
+
+@targets
+@pytest.mark.parametrize("key_dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("tokens", [0, 1, 3, 4, 7, 8, 70])
+def test_scores_of_keys_in_every_dtype_agree_with_float64(target: str, key_dtype: str, tokens: int) -> None:
+    check_key_scores(target, tokens=tokens, key_dim=24, keys=101, key_dtype=key_dtype, score_stride=2)
+
+
+@targets
+@pytest.mark.parametrize("size", [1, 7, 16, 61])
+def test_normalised_rows_have_a_mean_square_of_one(target: str, size: int) -> None:
+    values = np.random.default_rng(0).standard_normal((3, size)).astype(np.float32)
+    found = native_kernels.normalize(target, values, 1e-5)
+    expected = values / np.sqrt((values.astype(np.float64) ** 2).mean(1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(found, expected, rtol=2e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    target=each_target,
+    tokens=st.integers(0, 20),
+    key_dim=st.integers(1, 40),
+    keys=st.integers(1, 150),
+    key_dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
+    score_stride=st.integers(1, 3),
+    seed=st.integers(0, 1000),
+)
+def test_scores_of_random_shapes_agree_with_float64(target: str, **shape: Any) -> None:
+    check_key_scores(target, **shape)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     target=each_target,

@@ -112,7 +112,7 @@ def test_custom_nodes_carry_the_plugin_attributes_one_arity_and_no_empty_input(n
             assert attributes["plugin_namespace"].s == b"umv2"
             assert attributes["plugin_version"].s == b"1"
             assert all(node.input)
-    assert {function.name for function in model.functions} == {"TuckerTopK", "MemoryLookup"}
+    assert {function.name for function in model.functions} == {"KeyScores", "TuckerTopK", "MemoryLookup"}
 
 
 def test_initializers_that_are_the_checkpoints_tensors_keep_their_names_and_bytes(exported: Exported) -> None:

@@ -34,7 +34,7 @@ def _run(model: onnx.ModelProto, feed: Mapping[str, Array], *, native: bool, thr
 
 
 def _value(array: Array) -> Any:
-    """numpy knows no bf16, and hands it over as its bits."""
+    """Numpy knows no bf16, and hands it over as its bits."""
     if array.dtype != ml_dtypes.bfloat16:
         return array
     return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), onnx.TensorProto.BFLOAT16)

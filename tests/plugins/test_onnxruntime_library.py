@@ -1,5 +1,6 @@
 """The native op library inside ONNX Runtime: equal to the bodies, strict about its input, the same for any threads."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -228,3 +229,29 @@ def test_the_library_exports_its_entry_points_only() -> None:
     names = {line.split()[-1] for line in symbols.stdout.splitlines()}
     kernels = ("cpu_target", "gather", "key_scores", "memory_lookup", "normalize", "tucker_topk")
     assert names == {"RegisterCustomOps", *(f"umv2_{kernel}" for kernel in kernels)}
+
+
+def test_an_older_runtime_is_refused_by_name_and_nothing_else_of_it_is_called() -> None:
+    messages: list[str] = []
+    status = ctypes.create_string_buffer(8)
+    create_status = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
+    get_api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
+    version = ctypes.create_string_buffer(b"1.19.2")
+    version_string = ctypes.CFUNCTYPE(ctypes.c_void_p)
+
+    def record(code: int, message: bytes) -> int:
+        messages.append(message.decode())
+        return ctypes.addressof(status)
+
+    recorder = create_status(record)
+    # Its table has the one slot that every version has; calling another would read beyond it.
+    table = (ctypes.c_void_p * 1)(ctypes.cast(recorder, ctypes.c_void_p))
+    callbacks = (
+        get_api(lambda number: ctypes.addressof(table) if number == 1 else None),
+        version_string(lambda: ctypes.addressof(version)),
+    )
+    base = (ctypes.c_void_p * 2)(*(ctypes.cast(callback, ctypes.c_void_p) for callback in callbacks))
+    register = ctypes.CDLL(native_library()).RegisterCustomOps
+    register.restype = ctypes.c_void_p
+    assert register(None, base) == ctypes.addressof(status)
+    assert messages == ["the umv2 op library needs ONNX Runtime 1.20 or later, this is 1.19.2"]

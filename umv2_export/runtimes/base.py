@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from umv2_export.bundle import Bundle
 from umv2_export.config import ModelConfig
-from umv2_export.errors import EnvironmentUnfit
+from umv2_export.errors import EnvironmentUnfit, InvalidRequest
 
 __all__ = [
     "Array",
@@ -90,17 +90,27 @@ def require_runtime(name: str) -> None:
         ) from error
 
 
-def open_runtime(name: str, bundle: Bundle) -> Runtime:
+def open_runtime(name: str, bundle: Bundle, *, preload: bool = False) -> Runtime:
     """Load a bundle into runtime `name`, one of `umv2_export.names.RUNTIMES`.
+
+    Args:
+        name: which.
+        bundle: what to run.
+        preload: read all tables into memory first.
 
     Raises:
         EnvironmentUnfit: the runtime is not installed, or lacks what the bundle needs.
+        InvalidRequest: this runtime does not preload.
         InputRejected: the runtime refuses the graph.
     """
     if name == "torch":
+        if preload:
+            raise InvalidRequest(
+                "the runtime torch maps its tables", fix="leave out --preload, or name another runtime"
+            )
         from umv2_export.runtimes.torch import TorchRuntime  # noqa: PLC0415 - one runtime is loaded, not all
 
         return TorchRuntime.from_bundle(bundle)
     from umv2_export.runtimes.onnxruntime import OnnxRuntime  # noqa: PLC0415 - it is an optional package
 
-    return OnnxRuntime(bundle, native=name == "onnxruntime-native")
+    return OnnxRuntime(bundle, native=name == "onnxruntime-native", preload=preload)
