@@ -4,12 +4,14 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
 import torch
 
+from tests.command import run_command
 from tests.models import GOLDEN
 from umv2_export.checkpoint import open_checkpoint
 from umv2_export.model import reference_model
@@ -412,3 +414,12 @@ def test_the_tolerance_in_16_bits_grows_with_depth_roundoff_and_the_size_of_the_
     atol, rtol = Tolerance(dtype=dtype, layers=layers).bounds(reference)
     assert atol == pytest.approx(8 * unit * math.sqrt(6 * layers) * 3.0)
     assert rtol == 0.0
+
+
+def test_keys_in_16_bits_pass_at_the_tolerance_of_fp32(
+    exported: Callable[..., tuple[Path, dict[str, Any]]],
+) -> None:
+    bundle, facts = exported("v2_per_rank", "--key-dtype", "fp16")
+    assert facts["bytes"]["keys"] * 2 == exported("v2_per_rank")[1]["bytes"]["keys"]
+    result = run_command("parity", bundle, "--reference", GOLDEN["v2_per_rank"], "--runtime", "onnxruntime-native")
+    assert result.exit_code == 0, result.stdout
