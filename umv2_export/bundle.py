@@ -26,7 +26,7 @@ MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "weights.data"
 
 FORMAT = "umv2-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 MAX_MANIFEST_BYTES = 16 * 2**20
 
@@ -222,7 +222,7 @@ class Bundle:
             )
         needed = math.prod(tensor.dims) * dtype.itemsize
         if (
-            min(tensor.dims, default=0) < 0
+            min(tensor.dims, default=1) < 1
             or info.length != needed
             or info.offset < 0
             or info.offset % dtype.itemsize

@@ -237,9 +237,12 @@ def key_scores(target: str, queries: Array, keys: Array, *, score_stride: int = 
     """
     tokens, key_dim = queries.shape
     scores = np.full((tokens, keys.shape[1] * score_stride), np.nan, dtype=np.float32)
+    stored = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[key_dtype]
+    if len(keys) != key_dim:
+        raise TypeError(f"keys {keys.shape} do not fit queries {queries.shape}")
     arguments = _KeyScoresArgs(
         queries=_address(queries, np.float32),
-        keys=keys.ctypes.data,
+        keys=_address(keys, stored),
         scores=scores.ctypes.data,
         query_size=key_dim,
         key_dim=key_dim,

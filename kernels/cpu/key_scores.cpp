@@ -1,7 +1,8 @@
 // umv2::KeyScores: queries normalised, then multiplied with constant keys of 16 or 32 bits, sums in float.
 //
-// Every sum runs over the key in order, whatever the number of tokens: a token's scores, and hence its rows, do not depend
-// on what else is in the batch.
+// Every sum runs over the key in order and in the same instructions, whatever the number of tokens: a token's scores, and
+// hence its rows, do not depend on what else is in the batch.
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -14,9 +15,20 @@ namespace {
 // From this many tokens on, a block of keys is converted to a contiguous float copy first.
 constexpr int64_t kTokensWorthACopy = 8;
 
-// Scores of TOKENS tokens with VECTORS * Vec::kWidth keys; `keys` [key_dim, stride] begins at the first of them.
-template <int TOKENS, int VECTORS, typename T>
-void tile(const KeyScoresArgs& args, const T* keys, int64_t stride, int64_t token, int64_t column) {
+// The first `count` elements, then zeros.
+template <typename T>
+Vec load_part(const T* values, int64_t count) {
+  T padded[Vec::kWidth] = {};
+  std::copy(values, values + count, padded);
+  return Vec::load(static_cast<const T*>(padded));
+}
+
+// Scores of TOKENS tokens with `count` keys; `keys` [key_dim, stride] begins at the first of them. All keys of a vector but,
+// in the PARTIAL form of one vector, those that the matrix lacks.
+template <int TOKENS, int VECTORS, bool PARTIAL, typename T>
+void tile(const KeyScoresArgs& args, const T* keys, int64_t stride, int64_t token, int64_t column,
+          int64_t count = Vec::kWidth) {
+  static_assert(!PARTIAL || VECTORS == 1);
   Vec sums[TOKENS][VECTORS];
   for (auto& row : sums) {
     for (Vec& sum : row) sum = Vec::zero();
@@ -24,7 +36,10 @@ void tile(const KeyScoresArgs& args, const T* keys, int64_t stride, int64_t toke
   const float* query = args.queries + token * args.query_size;
   for (int64_t k = 0; k < args.key_dim; ++k) {
     Vec key[VECTORS];
-    for (int v = 0; v < VECTORS; ++v) key[v] = Vec::load(keys + k * stride + v * Vec::kWidth);
+    for (int v = 0; v < VECTORS; ++v) {
+      const T* first = keys + k * stride + v * Vec::kWidth;
+      key[v] = PARTIAL ? load_part(first, count) : Vec::load(first);
+    }
     for (int t = 0; t < TOKENS; ++t) {
       const Vec q = Vec::broadcast(query[t * args.query_size + k]);
       for (int v = 0; v < VECTORS; ++v) sums[t][v] = fma(key[v], q, sums[t][v]);
@@ -33,23 +48,15 @@ void tile(const KeyScoresArgs& args, const T* keys, int64_t stride, int64_t toke
   for (int t = 0; t < TOKENS; ++t) {
     float* scores = args.scores + (token + t) * args.scores_size + column * args.score_stride;
     for (int v = 0; v < VECTORS; ++v, scores += Vec::kWidth * args.score_stride) {
-      if (args.score_stride == 1) {
+      if (!PARTIAL && args.score_stride == 1) {
         sums[t][v].store(scores);
         continue;
       }
       float lanes[Vec::kWidth];
       sums[t][v].store(lanes);
-      for (int i = 0; i < Vec::kWidth; ++i) scores[i * args.score_stride] = lanes[i];
+      for (int64_t i = 0; i < (PARTIAL ? count : Vec::kWidth); ++i) scores[i * args.score_stride] = lanes[i];
     }
   }
-}
-
-template <typename T>
-void single(const KeyScoresArgs& args, const T* keys, int64_t stride, int64_t token, int64_t column) {
-  const float* query = args.queries + token * args.query_size;
-  float sum = 0.0f;
-  for (int64_t k = 0; k < args.key_dim; ++k) sum += query[k] * to_float(keys[k * stride]);
-  args.scores[token * args.scores_size + column * args.score_stride] = sum;
 }
 
 // TOKENS tokens with all keys of a block; eight sums at a time keep the multipliers busy.
@@ -58,14 +65,12 @@ void columns(const KeyScoresArgs& args, const T* keys, int64_t stride, int64_t t
   constexpr int kVectors = 8 / TOKENS;
   int64_t column = first;
   for (; column + kVectors * Vec::kWidth <= last; column += kVectors * Vec::kWidth) {
-    tile<TOKENS, kVectors>(args, keys + (column - first), stride, token, column);
+    tile<TOKENS, kVectors, false>(args, keys + (column - first), stride, token, column);
   }
   for (; column + Vec::kWidth <= last; column += Vec::kWidth) {
-    tile<TOKENS, 1>(args, keys + (column - first), stride, token, column);
+    tile<TOKENS, 1, false>(args, keys + (column - first), stride, token, column);
   }
-  for (; column < last; ++column) {
-    for (int t = 0; t < TOKENS; ++t) single(args, keys + (column - first), stride, token + t, column);
-  }
+  if (column < last) tile<TOKENS, 1, true>(args, keys + (column - first), stride, token, column, last - column);
 }
 
 template <typename T>

@@ -1,8 +1,10 @@
-// What the two ops share: errors as exceptions inside, as statuses outside; tensors with their shapes; fp16 in and out.
+// What the ops share: errors as exceptions inside, as statuses outside; tensors with their shapes; fp16 in and out.
 #pragma once
 
 #include <cmath>
 #include <cstring>
+#include <exception>
+#include <mutex>
 #include <ostream>
 #include <sstream>
 #include <stdexcept>
@@ -69,10 +71,7 @@ inline std::ostream& operator<<(std::ostream& out, const Tensor& tensor) {
   return out << "]";
 }
 
-inline Tensor input(const Api& api, const KernelContext* context, size_t index) {
-  const Value* value = nullptr;
-  check(api, api.input(context, index, &value), "input");
-  require(value != nullptr, "input ", index, " is missing");
+inline Tensor tensor_of(const Api& api, const Value* value) {
   TensorInfo* info = nullptr;
   check(api, api.tensor_info(value, &info), "tensor info");
   int type = 0;
@@ -88,6 +87,13 @@ inline Tensor input(const Api& api, const KernelContext* context, size_t index) 
   check(api, api.tensor_data(const_cast<Value*>(value), &data), "tensor data");
   tensor.data = data;
   return tensor;
+}
+
+inline Tensor input(const Api& api, const KernelContext* context, size_t index) {
+  const Value* value = nullptr;
+  check(api, api.input(context, index, &value), "input");
+  require(value != nullptr, "input ", index, " is missing");
+  return tensor_of(api, value);
 }
 
 template <typename T>
@@ -153,13 +159,28 @@ inline void require_no_nan(const float* values, int64_t count, const char* name)
   }
 }
 
-// Runs body(i) for i in [0, total) on the session's own threads; an exception ends the op, not the process.
+// Runs body(i) for i in [0, total) on the session's own threads. The first exception is thrown again once all of them are
+// done: thrown through the runtime it would leave the others with what this frame has destroyed.
 template <typename Body>
 void parallel_for(const Api& api, const KernelContext* context, int64_t total, const Body& body) {
   if (total == 0) return;
   if (total == 1) return body(0);
-  const auto call = [](void* data, size_t i) { (*static_cast<const Body*>(data))(static_cast<int64_t>(i)); };
-  check(api, api.parallel_for(context, call, static_cast<size_t>(total), const_cast<Body*>(&body)), "parallel for");
+  struct Tasks {
+    const Body& body;
+    std::mutex mutex;
+    std::exception_ptr error;
+  } tasks{body, {}, nullptr};
+  const auto call = [](void* data, size_t i) {
+    Tasks& all = *static_cast<Tasks*>(data);
+    try {
+      all.body(static_cast<int64_t>(i));
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(all.mutex);
+      if (!all.error) all.error = std::current_exception();
+    }
+  };
+  check(api, api.parallel_for(context, call, static_cast<size_t>(total), &tasks), "parallel for");
+  if (tasks.error) std::rethrow_exception(tasks.error);
 }
 
 }  // namespace umv2::ort

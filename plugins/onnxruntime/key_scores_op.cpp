@@ -12,6 +12,9 @@ namespace {
 constexpr int64_t kBlockKeys = 32;
 constexpr int64_t kBlockTokens = 64;
 
+// Of heads and of ranks: their product cannot overflow.
+constexpr int64_t kMost = 1 << 20;
+
 // Fewer elements than this are normalised sooner than other threads wake.
 constexpr int64_t kElementsWorthThreads = 1 << 14;
 
@@ -48,7 +51,8 @@ class KeyScores {
         epsilon_(float_attribute(api, info, "epsilon")),
         chunks_(list_attribute(api, info, "chunks")) {
     const int64_t count = static_cast<int64_t>(chunks_.size());
-    require(key_dim_ >= 1 && heads_ >= 1 && ranks_ >= 1 && row_matrices_ >= 1 && row_matrices_ < count,
+    require(key_dim_ >= 1 && heads_ >= 1 && heads_ <= kMost && ranks_ >= 1 && ranks_ <= kMost && row_matrices_ >= 1 &&
+                row_matrices_ < count,
             "an attribute is out of range");
     require(!by_rank_ || (row_matrices_ == ranks_ && count == 2 * ranks_), "by_rank needs a matrix for each rank and side");
   }
@@ -83,7 +87,7 @@ class KeyScores {
       const Tensor keys = input(api_, context, i + 1);
       require(keys.sizes.size() == 2 && keys.sizes[0] == key_dim_ && keys.sizes[1] > 0,
               "keys must be [key_dim, keys], got ", keys);
-      require(chunks_[i] >= 0 && (chunks_[i] + 1) * key_dim_ <= query_size,
+      require(chunks_[i] >= 0 && chunks_[i] < query_size / key_dim_,
               "chunk ", chunks_[i], " lies outside the queries");
       matrices.push_back(
           {nullptr, keys.data, nullptr, query_size, key_dim_, keys.sizes[1], 0, by_rank_ ? ranks_ : 1, storage(keys.type)});
@@ -97,8 +101,13 @@ class KeyScores {
       require(!by_rank_ || matrices[i].key_count == matrices[first].key_count, "the ranks differ in their number of keys");
       columns += matrices[i].key_count;
     }
-    require(columns % (heads_ * ranks_) == 0, columns, " keys do not divide into heads and ranks");
-    return columns / (heads_ * ranks_);
+    const int64_t keys_per_side = columns / (heads_ * ranks_);
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t of_one_head = by_rank_ ? heads_ * keys_per_side : keys_per_side * ranks_;
+      require(keys_per_side > 0 && matrices[i].key_count % of_one_head == 0 && columns % (heads_ * ranks_) == 0,
+              "a matrix of ", matrices[i].key_count, " keys does not divide into heads and ranks");
+    }
+    return keys_per_side;
   }
 
   std::vector<float> normalize(const KernelContext* context, const float* queries, int64_t tokens, int64_t query_size) {

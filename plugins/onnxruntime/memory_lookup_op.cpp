@@ -1,6 +1,5 @@
 // umv2::MemoryLookup for ONNX Runtime: finds its inputs by the attributes, checks every index, and cuts the work.
 #include <algorithm>
-#include <atomic>
 
 #include "kernels.h"
 #include "memory_advice.h"
@@ -53,6 +52,7 @@ class MemoryLookup {
     require(activation == "none" || activation == "gelu", "activation must be none or gelu, got ", activation);
     gelu_ = activation == "gelu";
     require(pre_value_dim_ >= 0 && rows_per_shard_ >= 1 && groups_ >= 1, "an attribute is out of range");
+    advise_on_tables(info);
   }
 
   const Api& api() const { return api_; }
@@ -105,6 +105,20 @@ class MemoryLookup {
   }
 
  private:
+  // Tables that are part of the model; memory that a caller passes in is the caller's to advise on.
+  void advise_on_tables(const KernelInfo* info) const {
+    size_t count = 0;
+    check(api_, api_.constant_input_count(info, &count), "input count");
+    for (size_t i = 2; i < count; ++i) {
+      int is_constant = 0;
+      const Value* value = nullptr;
+      check(api_, api_.constant_input(info, i, &is_constant, &value), "constant input");
+      if (!is_constant || value == nullptr) continue;
+      const Tensor table = tensor_of(api_, value);
+      advise_random(table.data, static_cast<size_t>(table.count()) * element_size(table.type));
+    }
+  }
+
   // Collects the shards from input `next` on, and row_scales before them when the rows are int8; counts their rows, and
   // returns the first shard.
   Tensor read_shards(const KernelContext* context, size_t next, Tensor& row_scales, std::vector<const void*>& shards,
@@ -125,13 +139,8 @@ class MemoryLookup {
                   (i + 1 == count || shard.sizes[0] == rows_per_shard_),
               "shard ", i - next, " is ", shard, ", which does not fit rows_per_shard ", rows_per_shard_);
       shards.push_back(shard.data);
-      if (!advised_) {
-        const size_t row_bytes = static_cast<size_t>(shard.sizes[1]) * element_size(shard.type);
-        advise_random(shard.data, static_cast<size_t>(shard.sizes[0]) * row_bytes);
-      }
       rows += shard.sizes[0];
     }
-    advised_ = true;
     return first;
   }
 
@@ -184,7 +193,6 @@ class MemoryLookup {
   const Api& api_;
   int64_t pre_value_dim_, rows_per_shard_, groups_;
   bool gelu_ = false;
-  std::atomic<bool> advised_{false};  // with the first call: a model's tables stay where they are
 };
 
 }  // namespace

@@ -1,6 +1,6 @@
 // The part of ONNX Runtime's binary interface for custom ops that this library uses, declared anew: its wheels ship no
 // headers. Slots of the function table and the layout of OrtCustomOp are stable; they are the same at API versions 20
-// and 29. test_native_library.py loads the library into the installed runtime.
+// and 29. tests/plugins/test_onnxruntime_library.py loads the library into the installed runtime.
 #pragma once
 
 #include <cstddef>
@@ -76,6 +76,12 @@ class Api {
   void release_tensor_info(TensorInfo* info) const { call<void(TensorInfo*)>(99)(info); }
   Status* attribute_ints(const KernelInfo* info, const char* name, int64_t* values, size_t* count) const {
     return call<Status*(const KernelInfo*, const char*, int64_t*, size_t*)>(163)(info, name, values, count);
+  }
+  Status* constant_input_count(const KernelInfo* info, size_t* count) const {
+    return call<Status*(const KernelInfo*, size_t*)>(230)(info, count);
+  }
+  Status* constant_input(const KernelInfo* info, size_t index, int* is_constant, const Value** value) const {
+    return call<Status*(const KernelInfo*, size_t, int*, const Value**)>(249)(info, index, is_constant, value);
   }
   Status* parallel_for(const KernelContext* context, void (*body)(void*, size_t), size_t total, void* data) const {
     // 0 batches: the runtime cuts the range by its own number of threads.

@@ -1,4 +1,4 @@
-// Fills the function pointers that both ops answer alike.
+// Fills the function pointers that all ops answer alike.
 #pragma once
 
 #include "kernel_io.h"

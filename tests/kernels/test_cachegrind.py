@@ -1,6 +1,7 @@
 """Bytes that the lookup really moves: cache lines under cachegrind against the count that follows from the indices."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -36,7 +37,7 @@ def run_cold(tokens: int, folder: Path) -> tuple[int, int, int]:
     result = subprocess.run(
         [*command, *script],
         cwd=root,
-        env={"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         check=True,

@@ -1,5 +1,6 @@
 """umv2::KeyScores: torch op, ONNX body and native op against the float64 oracle."""
 
+import dataclasses
 from typing import Any
 
 import ml_dtypes
@@ -125,9 +126,10 @@ def test_queries_of_half_precision_agree_within_its_rounding() -> None:
         assert_close(found, sig, feed, atol=5e-3)
 
 
-def test_a_token_has_the_same_scores_in_any_batch_and_for_any_number_of_threads() -> None:
+@pytest.mark.parametrize("keys", sorted(ONNX_TYPES, key=str))
+def test_a_token_has_the_same_scores_in_any_batch_and_for_any_number_of_threads(keys: Any) -> None:
     sig = signature(keys_per_side=61)
-    feed, model = feed_of(sig, 70), key_scores_model(sig)
+    feed, model = feed_of(sig, 70, keys=keys), key_scores_model(sig, keys=ONNX_TYPES[keys])
     together = run_native(model, feed)
     np.testing.assert_array_equal(together[0], run_native(model, feed, threads=1)[0])
     for token in (0, 69):
@@ -160,6 +162,7 @@ def test_shapes_that_contradict_each_other_are_errors() -> None:
         ("queries", feed["queries"][:, :-24], "lies outside the queries"),
         ("row_keys_1", feed["row_keys_1"][:-1], "keys must be"),
         ("col_keys_0", feed["col_keys_0"][:, :-1], "differ in their number"),
+        ("queries", feed["queries"][:, :0], "lies outside the queries"),
         ("row_keys_0", feed["row_keys_0"].astype(np.int32), "keys must be float"),
     ):
         broken = dict(feed) | {name: np.ascontiguousarray(wrong)}
@@ -170,6 +173,39 @@ def test_shapes_that_contradict_each_other_are_errors() -> None:
             run_native(shaped if wrong.dtype == np.int32 else model, broken)
     with pytest.raises(ValueError, match="do not divide"):
         by_torch(sig, feed | {"queries": feed["queries"][:, :-1]})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("chunks", [2**61 + 2**50, 1, 2, 3]), ("heads", 2**32), ("ranks", 2**32), ("key_dim", 0)]
+)
+def test_attributes_out_of_range_are_errors(name: str, value: Any) -> None:
+    sig = signature(key_dim=4)
+    model = key_scores_model(sig)
+    attribute = next(entry for entry in model.graph.node[0].attribute if entry.name == name)
+    if isinstance(value, list):
+        attribute.ints[:] = value
+    else:
+        attribute.i = value
+    with pytest.raises(Exception, match=r"out of range|outside the queries|by_rank needs"):
+        run_native(model, feed_of(sig, 2))
+
+
+def test_heads_of_different_sizes_are_refused_by_torch_and_native_op() -> None:
+    sig = signature(by_rank=False)
+    feed = feed_of(sig, 2)
+    rows = np.concatenate([feed["row_keys_0"], feed["row_keys_1"]], axis=1)
+    uneven = feed | {"row_keys_0": np.ascontiguousarray(rows[:, :60]), "row_keys_1": np.ascontiguousarray(rows[:, 60:])}
+    with pytest.raises(Exception, match="does not divide into heads"):
+        run_native(key_scores_model(sig), uneven)
+    with pytest.raises(ValueError, match="do not divide into heads"):
+        by_torch(sig, uneven)
+
+
+@pytest.mark.parametrize("chunk", [-1, 4])
+def test_a_chunk_that_the_queries_lack_is_refused(chunk: int) -> None:
+    sig = dataclasses.replace(signature(), col_chunks=(2, chunk))
+    with pytest.raises(ValueError, match="do not all lie within"):
+        by_torch(sig, feed_of(sig, 2))
 
 
 @pytest.mark.parametrize(("dtype", "least"), [(torch.float16, 0.999), (torch.bfloat16, 0.99)])

@@ -80,6 +80,7 @@ class OpResult:
 def benchmark_ops(*, rounds: int, threads: int, table_bytes: int = TABLE_BYTES) -> Iterator[OpResult]:
     """Run all comparisons, one table in memory at a time."""
     share_threads(threads)
+    torch.set_num_threads(threads)
     for dtype in ("fp32", "bf16", "int8"):
         yield from _lookups(dtype, rounds, threads, table_bytes)
     yield from _lookups("bf16", rounds, threads, table_bytes, huge_pages=True)

@@ -143,7 +143,7 @@ class FoldedPool(nn.Module):
 
 
 class FoldedMemoryLayer(MemoryLayer):
-    """One memory layer in the form that runtimes execute: GEMMs and the two custom ops."""
+    """One memory layer in the form that runtimes execute: GEMMs and the custom ops."""
 
     address_map: torch.Tensor
     group_map: torch.Tensor

@@ -6,10 +6,10 @@
 Keys are constant and hold the weights of both norms. A side's keys come as matrices, each scored by one chunk of the
 queries: joined along heads (a matrix holds some heads and all ranks) or along ranks (all heads and one rank). As one
 node, runtimes may read keys of 16 bits with float sums and write the scores in the order in which retrieval reads them;
-in standard ops these are 28 nodes. Source: UltraMemV2, arXiv 2508.18756.
+in standard ops these are 25 nodes and more. Source: UltraMemV2, arXiv 2508.18756.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -54,10 +54,8 @@ def key_scores(
     Raises:
         ValueError: shapes and attributes contradict each other.
     """
-    if queries.dim() != 2 or queries.shape[1] % key_dim or any(len(matrix) != key_dim for matrix in keys):
-        raise ValueError(f"queries {list(queries.shape)} or keys do not divide into chunks of {key_dim}")
-    if len(chunks) != len(keys) or not 0 < row_matrices < len(keys):
-        raise ValueError(f"{len(keys)} matrices, {row_matrices} of them row keys, for {len(chunks)} chunks")
+    for problem in _problems(queries, keys, chunks, row_matrices, key_dim, heads, ranks, by_rank):
+        raise ValueError(problem)
     query_TXK = queries.unflatten(1, (-1, key_dim)).float()
     query_TXK = (query_TXK * torch.rsqrt(query_TXK.square().mean(-1, keepdim=True) + epsilon)).to(queries.dtype)
     sides = []
@@ -86,6 +84,33 @@ def _(
     keys_per_side = sum(matrix.shape[1] for matrix in keys[:row_matrices]) // (heads * ranks)
     shape = (queries.shape[0], heads, keys_per_side, ranks)
     return queries.new_empty(shape, dtype=torch.float32), queries.new_empty(shape, dtype=torch.float32)
+
+
+def _problems(
+    queries: torch.Tensor,
+    keys: Sequence[torch.Tensor],
+    chunks: Sequence[int],
+    row_matrices: int,
+    key_dim: int,
+    heads: int,
+    ranks: int,
+    by_rank: bool,
+) -> Iterator[str]:
+    if queries.dim() != 2 or queries.shape[1] % key_dim:
+        yield f"queries {list(queries.shape)} do not divide into chunks of {key_dim}"
+    if any(matrix.dim() != 2 or len(matrix) != key_dim for matrix in keys):
+        yield f"keys must be matrices of {key_dim} rows, got {[list(matrix.shape) for matrix in keys]}"
+    if len(chunks) != len(keys) or not 0 < row_matrices < len(keys):
+        yield f"{len(keys)} matrices, {row_matrices} of them row keys, for {len(chunks)} chunks"
+    if not all(0 <= chunk < queries.shape[1] // key_dim for chunk in chunks):
+        yield f"chunks {list(chunks)} do not all lie within queries of {queries.shape[1]}"
+    sides = keys[:row_matrices], keys[row_matrices:]
+    row_columns, col_columns = (sum(matrix.shape[1] for matrix in side) for side in sides)
+    if row_columns != col_columns or not row_columns or row_columns % (heads * ranks):
+        yield f"{row_columns} row keys and {col_columns} column keys for {heads} heads of rank {ranks}"
+    of_one_head = row_columns // ranks if by_rank else row_columns // heads
+    if any(not matrix.shape[1] or matrix.shape[1] % of_one_head for matrix in keys):
+        yield f"matrices of {[matrix.shape[1] for matrix in keys]} keys do not divide into heads and ranks"
 
 
 def _held(
