@@ -15,7 +15,7 @@ import click
 
 from umv2_export import __version__
 from umv2_export.errors import CheckFailed, EnvironmentUnfit, InvalidRequest, Umv2Error
-from umv2_export.names import DTYPES, KEY_DTYPES, QUERY_LAYOUTS, RUNTIMES, SCHEMES, TABLE_DTYPES, TARGETS
+from umv2_export.names import DTYPES, KEY_DTYPES, MOE_FORMS, QUERY_LAYOUTS, RUNTIMES, SCHEMES, TABLE_DTYPES, TARGETS
 from umv2_export.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def convert(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Turn a checkpoint in the authors' format into config.json + safetensors."""
+    """Turn a checkpoint of the authors, or an OLMoE of Hugging Face, into config.json + safetensors."""
     from umv2_export.checkpoint import open_checkpoint
     from umv2_export.checkpoint.native import checkpoint_streams
     from umv2_export.files import check_target
@@ -206,6 +206,13 @@ def init(preset: str, output: Path, seed: int, scheme: Any, force: bool, dry_run
     help="Values and pre-values; same: as the checkpoint.",
 )
 @click.option(
+    "--moe-form",
+    type=click.Choice(MOE_FORMS),
+    default="standard",
+    show_default=True,
+    help="Experts in standard ops, or as com.microsoft::MoE, which ONNX Runtime alone runs.",
+)
+@click.option(
     "--target",
     type=click.Choice(TARGETS),
     default="any",
@@ -233,6 +240,7 @@ def onnx(
     dtype: str,
     key_dtype: str,
     table_dtype: str,
+    moe_form: str,
     target: str,
     opset: int,
     shard_size: int,
@@ -257,7 +265,7 @@ def onnx(
 
     check_target(output, force=force, inputs=[checkpoint])
     source = open_checkpoint(checkpoint, query_layout=LAYOUTS[query_layout], allow_non_finite=allow_non_finite)
-    options = ExportOptions(dtype, key_dtype, table_dtype, opset, shard_size, inline_functions, target)
+    options = ExportOptions(dtype, key_dtype, table_dtype, moe_form, opset, shard_size, inline_functions, target)
     plan = plan_export(source, options)
     if dry_run:
         require_free_space(output, plan.disk_bytes)

@@ -55,14 +55,15 @@ class Manifest:
         dtype: of dense weights and cache.
         key_dtype: of the keys.
         table_dtype: of the rows.
+        moe_form: of experts, `standard` or `contrib`; None in a model without.
         opset: version of the standard ops.
         target: `any`, or `gpu` for a graph that stock ONNX Runtime on a CPU cannot run.
         functions: `local` (custom ops with their bodies) or `inlined` (standard ops only).
         tables: per_layer, rows, row_size, rows_per_shard, shards (of one table).
         inputs, outputs: name, dtype and axes of each.
         logits_columns: which size the last axis of the logits has, and its value.
-        parameters: total, dense, keys, rows, activated.
-        bytes: stored bytes by kind: dense, keys, map, rows.
+        parameters: total, dense, keys, rows, experts, activated.
+        bytes: stored bytes by kind: dense, keys, map, rows, router, experts.
         files: name -> size and sha256, of every file but the manifest.
     """
 
@@ -73,6 +74,7 @@ class Manifest:
     dtype: str
     key_dtype: str
     table_dtype: str
+    moe_form: str | None
     opset: int
     target: str
     functions: str
@@ -138,8 +140,15 @@ class Bundle:
             size = inside(path, name).stat().st_size
             if size != facts["size"]:
                 raise InputRejected(f"file {name!r} has {size} bytes, the manifest says {facts['size']}", where=path)
-        if self.layout.shards > MOST_SHARDS or self.layout.row_size != self.config.memory.row_size:
+        has_rows = self.config.memory.layers > 0
+        if (
+            self.layout.shards > MOST_SHARDS
+            or self.layout.row_size != self.config.memory.row_size
+            or (self.layout.rows > 0) != has_rows
+        ):
             raise InputRejected("field 'tables' contradicts the configuration", where=path / MANIFEST_FILE)
+        if (self.manifest.moe_form is None) != (self.config.experts is None):
+            raise InputRejected("field 'moe_form' contradicts the configuration", where=path / MANIFEST_FILE)
         if MODEL_FILE not in self.manifest.files:
             raise InputRejected(f"the manifest names no {MODEL_FILE}", where=path)
 
@@ -299,14 +308,14 @@ def _check_manifest(manifest: Manifest, file: Path) -> None:
     require(manifest.dtype in ("fp32", "fp16", "bf16"), "dtype")
     require(manifest.key_dtype in ("fp32", "fp16", "bf16"), "key_dtype")
     require(manifest.table_dtype in ("fp32", "fp16", "bf16"), "table_dtype")
+    require(manifest.moe_form in (None, "standard", "contrib"), "moe_form")
     require(manifest.target in ("any", "gpu"), "target")
     require(manifest.functions in ("local", "inlined"), "functions")
     require(isinstance(manifest.source, dict), "source")
     tables = manifest.tables
     require(isinstance(tables, dict) and isinstance(tables.get("per_layer"), bool), "tables")
-    require(
-        all(is_size(tables.get(name)) and tables[name] for name in ("rows", "row_size", "rows_per_shard")), "tables"
-    )
+    require(all(is_size(tables.get(name)) for name in ("rows", "row_size")), "tables")
+    require(is_size(tables.get("rows_per_shard")) and tables["rows_per_shard"] > 0, "tables")
     require(isinstance(manifest.files, dict), "files")
     for facts in manifest.files.values():
         require(

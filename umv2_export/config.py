@@ -12,6 +12,7 @@ __all__ = [
     "BUFFERS",
     "INT32_MAX",
     "TABLES",
+    "ExpertsConfig",
     "MemoryConfig",
     "ModelConfig",
     "ParameterCounts",
@@ -20,15 +21,17 @@ __all__ = [
     "tensor_shapes",
 ]
 
-MemoryKind = Literal["ultramem_v2", "ultramem_v1"]
+MemoryKind = Literal["ultramem_v2", "ultramem_v1", "none"]
 QueryLayout = Literal["released", "per_rank"]
 Activation = Literal["none", "gelu"]
+QueryKeyNorm = Literal["head", "full"]
 
 INT32_MAX = 2**31 - 1
 
 # Far above any published model. A config names one tensor, or makes one list entry, for each of them: without a bound a
 # few bytes of an untrusted file would fill the memory.
 MOST_REPEATS = 1024
+MOST_EXPERTS = 16384
 
 # Last parts of tensor names: buffers are no parameters, tables hold the rows.
 BUFFERS = ("tucker_core_u", "tucker_core_v", "shuffle_index")
@@ -40,7 +43,8 @@ class MemoryConfig:
     """The memory layers of a model. Symbols in brackets are those of the UltraMemV2 paper and the released code.
 
     Attributes:
-        kind: `ultramem_v2` (one pool for all layers) or `ultramem_v1` (a table per layer, no pre-values).
+        kind: `ultramem_v2` (one pool for all layers), `ultramem_v1` (a table per layer, no pre-values), or `none` in a
+            model without memory layers; see `absent`.
         keys_per_side: nominal number of row keys, and of column keys, per layer [n0, mem_knum].
         key_dim: size of one key [Dk].
         value_dim: size of one value [Dv].
@@ -78,7 +82,18 @@ class MemoryConfig:
     tucker_rank: int = 2
     tucker_cores: int = 2
 
+    @classmethod
+    def absent(cls) -> "MemoryConfig":
+        """No memory layers, no rows: what runs over layers, keys or rows then runs over none."""
+        return cls(
+            "none", keys_per_side=0, key_dim=0, value_dim=0, pre_value_dim=0, heads=0, topk=0, row_topk=0, placements=()
+        )
+
     def __post_init__(self) -> None:
+        if self.kind != "none":
+            self._validate()
+
+    def _validate(self) -> None:
         for field in (
             "keys_per_side",
             "key_dim",
@@ -91,7 +106,7 @@ class MemoryConfig:
             "tucker_cores",
         ):
             _require_positive("memory." + field, getattr(self, field))
-        _require_choice("memory.kind", self.kind, get_args(MemoryKind))
+        _require_choice("memory.kind", self.kind, ("ultramem_v2", "ultramem_v1"))
         _require_choice("memory.query_layout", self.query_layout, get_args(QueryLayout))
         _require_choice("memory.activation", self.activation, get_args(Activation))
         if self.pre_value_dim < 0:
@@ -210,19 +225,46 @@ class MemoryConfig:
 
 
 @dataclass(frozen=True)
+class ExpertsConfig:
+    """The mixture of experts that stands in place of the FFN of every block.
+
+    Attributes:
+        count: experts of a block [E].
+        topk: experts that a token activates [k].
+        inner_size: inner size of the SwiGLU of one expert [I].
+        normalize_topk: the weights of the chosen experts are divided by their sum.
+    """
+
+    count: int
+    topk: int
+    inner_size: int
+    normalize_topk: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("count", "topk", "inner_size"):
+            _require_positive("experts." + field, getattr(self, field))
+        _require_few("experts.count", self.count)
+        if self.topk > self.count:
+            raise InputRejected(f"experts.topk {self.topk} exceeds the {self.count} experts")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """A decoder whose blocks hold attention, a dense SwiGLU FFN and, at some blocks, a memory layer.
+    """A decoder: attention, and either a dense SwiGLU FFN with memory layers beside it, or a mixture of experts.
 
     Attributes:
         hidden_size: [d].
         num_layers: blocks [L].
         num_heads: attention heads of size hidden_size / num_heads.
-        ffn_size: inner size of the SwiGLU FFN [I].
+        ffn_size: inner size of the SwiGLU FFN [I]; 0 in a model of experts.
         vocab_size: tokens that may be generated.
         embedding_size: rows of the embedding and columns of the logits, padded: >= vocab_size.
         tie_embeddings: the head is the embedding.
         max_sequence_length: length that the model was trained for; the graph itself has no limit.
-        memory: the memory layers.
+        memory: the memory layers; `MemoryConfig.absent()` in a model of experts.
+        experts: of a model without memory layers.
+        qk_norm: queries and keys are normalised per head, or over all heads together.
+        clip_qkv: queries, keys and values are clipped to this absolute value.
     """
 
     hidden_size: int
@@ -238,22 +280,36 @@ class ModelConfig:
     norm_eps: float = 1e-5
     eos_token_id: int | None = None
     pad_token_id: int | None = None
+    experts: ExpertsConfig | None = None
+    qk_norm: QueryKeyNorm = "head"
+    clip_qkv: float | None = None
 
     def __post_init__(self) -> None:
+        _require_choice("qk_norm", self.qk_norm, get_args(QueryKeyNorm))
+        if self.experts is None:
+            _require_positive("ffn_size", self.ffn_size)
+        elif self.memory.layers or self.ffn_size:
+            raise Unsupported(
+                "experts beside memory layers or a dense FFN", why="a block has either experts, or an FFN and memory"
+            )
+        elif self.num_layers * self.experts.count > MOST_EXPERTS:
+            raise Unsupported(
+                f"{self.num_layers} blocks of {self.experts.count} experts, at most {MOST_EXPERTS} in all"
+            )
         for field in (
             "hidden_size",
             "num_layers",
             "num_heads",
-            "ffn_size",
             "vocab_size",
             "embedding_size",
             "max_sequence_length",
         ):
             _require_positive(field, getattr(self, field))
         _require_few("num_layers", self.num_layers)
-        for field in ("rope_theta", "norm_eps"):
-            if not 0.0 < getattr(self, field) < math.inf:
-                raise InputRejected(f"{field} must be a positive number, got {getattr(self, field)}")
+        for field in ("rope_theta", "norm_eps", "clip_qkv"):
+            value = getattr(self, field)
+            if value is not None and not 0.0 < value < math.inf:
+                raise InputRejected(f"{field} must be a positive number, got {value}")
         if self.hidden_size % self.num_heads or self.head_size % 2:
             raise InputRejected(
                 f"hidden_size {self.hidden_size} does not divide into {self.num_heads} heads of even size",
@@ -261,7 +317,7 @@ class ModelConfig:
             )
         if self.embedding_size < self.vocab_size:
             raise InputRejected(f"embedding_size {self.embedding_size} is smaller than vocab_size {self.vocab_size}")
-        if not self.memory.placements:
+        if not self.memory.placements and self.experts is None:
             raise InputRejected("the model has no memory layer")
         for read, add in self.memory.placements:
             if not 0 <= read <= add < self.num_layers:
@@ -278,6 +334,8 @@ class ModelConfig:
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` reads it back."""
         data = dataclasses.asdict(self)
+        if self.memory.kind == "none":
+            return data | {"memory": None}
         data["memory"]["placements"] = [list(pair) for pair in self.memory.placements]
         return data
 
@@ -289,20 +347,33 @@ class ModelConfig:
             InputRejected: a field is missing, of the wrong type or out of range.
             Unsupported: a field is unknown.
         """
+        experts = data.get("experts")
+        if experts is not None and not isinstance(experts, Mapping):
+            raise InputRejected("field 'experts' is not a mapping", where=where)
         memory = data.get("memory")
-        if not isinstance(memory, Mapping):
+        if experts is None and not isinstance(memory, Mapping):
             raise InputRejected("field 'memory' is missing or not a mapping", where=where)
+        try:
+            parts: dict[str, object] = {"experts": None, "memory": MemoryConfig.absent()}
+            if experts is not None:
+                parts["experts"] = ExpertsConfig(**_checked_fields(ExpertsConfig, experts, "experts.", where))
+            if memory is not None:
+                parts["memory"] = cls._memory_from(memory, where)
+            return cls(**_checked_fields(cls, {**data, **parts}, "", where))
+        except (InputRejected, Unsupported) as error:
+            error.where = error.where or (None if where is None else str(where))
+            raise
+
+    @staticmethod
+    def _memory_from(memory: object, where: object) -> MemoryConfig:
+        if not isinstance(memory, Mapping) or memory.get("kind") == "none":
+            raise InputRejected("field 'memory' is not a mapping with a kind of memory layers", where=where)
         placements = memory.get("placements")
         pairs = placements if isinstance(placements, list) else []
         if not pairs or not all(isinstance(p, list) and len(p) == 2 and all(_is_int(i) for i in p) for p in pairs):
             raise InputRejected("field 'memory.placements' must be a list of [read block, add block]", where=where)
         memory = {**memory, "placements": tuple((int(read), int(add)) for read, add in pairs)}
-        try:
-            memory_config = MemoryConfig(**_checked_fields(MemoryConfig, memory, "memory.", where))
-            return cls(**_checked_fields(cls, {**data, "memory": memory_config}, "", where))
-        except (InputRejected, Unsupported) as error:
-            error.where = error.where or (None if where is None else str(where))
-            raise
+        return MemoryConfig(**_checked_fields(MemoryConfig, memory, "memory.", where))
 
 
 def _is_int(value: object) -> bool:
@@ -320,6 +391,7 @@ def _checked_fields(cls: type, data: Mapping[str, Any], prefix: str, where: obje
         "bool": lambda v: isinstance(v, bool),
         "float": _is_real,
         "int | None": lambda v: v is None or _is_int(v),
+        "float | None": lambda v: v is None or _is_real(v),
     }
     values = {}
     for name, field in fields.items():
@@ -362,19 +434,21 @@ class ParameterCounts:
         dense: embeddings, attention, FFN, projections, norms, cores.
         keys: product keys of all layers.
         rows: values and pre-values of all tables.
-        activated: what one token uses: all keys, H*topk rows a memory layer, all dense parameters but an untied input
-            embedding, of which it reads one row.
+        experts: all experts of all blocks.
+        activated: what one token uses: all keys, H*topk rows a memory layer, topk experts a block, all dense parameters
+            but an untied input embedding, of which it reads one row.
     """
 
     dense: int
     keys: int
     rows: int
+    experts: int
     activated: int
 
     @property
     def total(self) -> int:
         """All parameters."""
-        return self.dense + self.keys + self.rows
+        return self.dense + self.keys + self.rows + self.experts
 
     def as_dict(self) -> dict[str, int]:
         """The counts under the names of the manifest."""
@@ -387,20 +461,25 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     The names are those of the released state dict: our native format, the reference model and the exported graph use
     them too.
     """
-    d, inner = config.hidden_size, config.ffn_size
+    d, norm_size = config.hidden_size, config.head_size if config.qk_norm == "head" else config.hidden_size
     shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (config.embedding_size, d)}
     for i in range(config.num_layers):
         block = f"transformer.blocks.{i}."
         shapes |= {
             block + "attn_norm.weight": (d,),
             block + "att_proj.weight": (3 * d, d),
-            block + "q_norm.weight": (config.head_size,),
-            block + "k_norm.weight": (config.head_size,),
+            block + "q_norm.weight": (norm_size,),
+            block + "k_norm.weight": (norm_size,),
             block + "attn_out.weight": (d, d),
             block + "ff_norm.weight": (d,),
-            block + "ff_proj.weight": (2 * inner, d),
-            block + "ff_out.weight": (d, inner),
         }
+        if config.experts is None:
+            shapes |= {block + name: shape for name, shape in _swiglu_shapes(d, config.ffn_size).items()}
+            continue
+        shapes[block + "router.weight"] = (config.experts.count, d)
+        for e in range(config.experts.count):
+            expert = _swiglu_shapes(d, config.experts.inner_size)
+            shapes |= {f"{block}experts.{e}.{name}": shape for name, shape in expert.items()}
     for j in range(config.memory.layers):
         shapes |= {f"transformer.mem_blocks.{j}.{k}": shape for k, shape in _memory_layer_shapes(config).items()}
     if config.memory.kind == "ultramem_v2":
@@ -412,6 +491,11 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if not config.tie_embeddings:
         shapes["transformer.ff_out.weight"] = (config.embedding_size, d)
     return shapes
+
+
+def _swiglu_shapes(d: int, inner: int) -> dict[str, tuple[int, ...]]:
+    """The first half of `ff_proj` is the linear part, the second the gate."""
+    return {"ff_proj.weight": (2 * inner, d), "ff_out.weight": (d, inner)}
 
 
 def _memory_layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -436,16 +520,20 @@ def _memory_layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def count_parameters(config: ModelConfig) -> ParameterCounts:
     """Count the parameters of a model of this configuration."""
-    dense = keys = rows = 0
+    dense = keys = rows = experts = 0
     for name, shape in tensor_shapes(config).items():
         leaf = name.rpartition(".")[2]
         if leaf in TABLES:
             rows += math.prod(shape)
         elif leaf == "keys":
             keys += math.prod(shape)
+        elif ".experts." in name:
+            experts += math.prod(shape)
         elif leaf not in BUFFERS:
             dense += math.prod(shape)
     memory = config.memory
     unused_embedding = 0 if config.tie_embeddings else (config.embedding_size - 1) * config.hidden_size
     activated = dense - unused_embedding + keys + memory.layers * memory.hits * memory.row_size
-    return ParameterCounts(dense=dense, keys=keys, rows=rows, activated=activated)
+    if config.experts is not None:
+        activated += experts // config.experts.count * config.experts.topk
+    return ParameterCounts(dense=dense, keys=keys, rows=rows, experts=experts, activated=activated)

@@ -50,6 +50,7 @@ def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
     return {
         "kind": "bundle",
         "dtype": manifest.dtype,
+        "moe_form": manifest.moe_form,
         "key_dtype": manifest.key_dtype,
         "table_dtype": manifest.table_dtype,
         "query_layout": manifest.query_layout,

@@ -1,9 +1,10 @@
 """Names that a user may type. Free of heavy imports: the command line offers them as choices."""
 
-__all__ = ["DTYPES", "KEY_DTYPES", "QUERY_LAYOUTS", "RUNTIMES", "SCHEMES", "TABLE_DTYPES", "TARGETS"]
+__all__ = ["DTYPES", "KEY_DTYPES", "MOE_FORMS", "QUERY_LAYOUTS", "RUNTIMES", "SCHEMES", "TABLE_DTYPES", "TARGETS"]
 
 RUNTIMES = ("torch", "onnxruntime", "onnxruntime-native")
 DTYPES = ("fp32", "fp16", "bf16")
+MOE_FORMS = ("standard", "contrib")
 KEY_DTYPES = ("same", "fp16", "bf16")
 TABLE_DTYPES = ("same", *DTYPES, "int8")
 TARGETS = ("any", "gpu")

@@ -15,10 +15,12 @@ from umv2_export.config import ModelConfig
 from umv2_export.model.folded import FoldedMemoryLayer, FoldedPool, TableLayout
 from umv2_export.onnx.passes import attach_bodies, make_reproducible, simplify
 from umv2_export.onnx.trace import op_signatures, quiet_exporter, translations
-from umv2_export.ops import DOMAIN, VERSION, KeyScoresSignature, LookupSignature
+from umv2_export.ops import DOMAIN, VERSION, ExpertsSignature, KeyScoresSignature, LookupSignature
+from umv2_export.ops.experts import CONTRIB_DOMAIN, contrib_attributes
 from umv2_export.ops.tucker_topk import function_body as tucker_topk_body
 
 __all__ = [
+    "experts_model",
     "key_scores_model",
     "lookup_model",
     "memory_layer_model",
@@ -100,6 +102,26 @@ def key_scores_model(
     return _model(inputs, outputs, node, signature.function_body(opset=opset), opset)
 
 
+def experts_model(
+    signature: ExpertsSignature, *, form: str = "standard", dtype: str = "float", opset: int = OPSET
+) -> onnx.ModelProto:
+    """A model of one node of experts, standard or contrib, whose inputs are all graph inputs."""
+    inputs = [f"{dtype}[t, d] hidden", f"{dtype}[t, e] router_logits"]
+    outputs = [f"{dtype}[t, d] output"]
+    if form == "standard":
+        inputs += [f"{dtype}[{name}_0, {name}_1] {name}" for name in signature.matrices]
+        names = ", ".join(["hidden", "router_logits", *signature.matrices])
+        node = f"output = {DOMAIN}.Experts ({names})"
+        return _model(inputs, outputs, node, signature.function_body(opset=opset), opset)
+    inputs += [f"{dtype}[e, i2, d] ff_proj", f"{dtype}[e, d, i] ff_out"]
+    attributes = ", ".join(
+        f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {value}"
+        for name, value in contrib_attributes(signature).items()
+    )
+    node = f'output = {CONTRIB_DOMAIN}.MoE <{attributes}> (hidden, router_logits, ff_proj, "", ff_out)'
+    return _model(inputs, outputs, node, None, opset)
+
+
 def tucker_model(*, row_topk: int, topk: int, scores: str = "float", opset: int = OPSET) -> onnx.ModelProto:
     """A model of one TuckerTopK node whose inputs are all graph inputs."""
     shapes = {"row_scores": "t,h,n,r", "col_scores": "t,h,n,r", "u": "h,r", "v": "h,r", "cores": "c,h,r,r"}
@@ -176,11 +198,13 @@ class _Layer(nn.Module):
         return output
 
 
-def _model(inputs: list[str], outputs: list[str], node: str, body: ir.Function, opset: int) -> onnx.ModelProto:
+def _model(inputs: list[str], outputs: list[str], node: str, body: ir.Function | None, opset: int) -> onnx.ModelProto:
+    domain = CONTRIB_DOMAIN if body is None else DOMAIN
     text = (
-        f'<ir_version: 9, opset_import: ["" : {opset}, "{DOMAIN}" : {VERSION}]>\n'
+        f'<ir_version: 9, opset_import: ["" : {opset}, "{domain}" : {VERSION}]>\n'
         f"one_node ({', '.join(inputs)}) => ({', '.join(outputs)}) {{ {node} }}"
     )
     model = ir.serde.deserialize_model(parser.parse_model(text))
-    model.functions[body.identifier()] = body
+    if body is not None:
+        model.functions[body.identifier()] = body
     return ir.serde.serialize_model(model)

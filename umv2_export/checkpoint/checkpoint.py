@@ -23,13 +23,16 @@ class CheckpointTensor:
 
     Attributes:
         name: name in the checkpoint.
-        parts: the tensor, or its slices along dim 1 in rank order when every rank saved its own slice.
+        parts: the tensor, or its slices along `axis`: along dim 1 in rank order when every rank saved its own slice,
+            along dim 0 where other formats have several tensors for one of ours.
         allow_non_finite: NaN and infinity pass.
+        axis: 0 or 1.
     """
 
     name: str
     parts: Sequence[torch.Tensor]
     allow_non_finite: bool = False
+    axis: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -37,7 +40,8 @@ class CheckpointTensor:
         first = tuple(self.parts[0].shape)
         if len(self.parts) == 1:
             return first
-        return (first[0], sum(part.shape[1] for part in self.parts), *first[2:])
+        joined = sum(part.shape[self.axis] for part in self.parts)
+        return (joined, *first[1:]) if self.axis == 0 else (first[0], joined, *first[2:])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -55,10 +59,10 @@ class CheckpointTensor:
 
     def joined(self) -> torch.Tensor:
         """The whole tensor without the check: mapped when it lies in one file, else a copy."""
-        return self.parts[0] if len(self.parts) == 1 else torch.cat(list(self.parts), dim=1)
+        return self.parts[0] if len(self.parts) == 1 else torch.cat(list(self.parts), dim=self.axis)
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
-        """Copy the rows `index` (int64), without the check that `check_finite` makes."""
+        """Copy the rows `index` (int64) of a table, without the check that `check_finite` makes."""
         return torch.cat([part.index_select(0, index) for part in self.parts], dim=1)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
@@ -67,6 +71,10 @@ class CheckpointTensor:
         Raises:
             InputRejected: it holds NaN or infinity.
         """
+        if self.axis == 0 and len(self.parts) > 1:
+            for part in self.parts:
+                yield from CheckpointTensor(self.name, [part], self.allow_non_finite)
+            return
         for start, stop in self._piece_bounds(0, self.shape[0]):
             self.check_finite(start, stop)
             slices = [part[start:stop] for part in self.parts]
@@ -79,6 +87,10 @@ class CheckpointTensor:
             InputRejected: a value is not finite.
         """
         if self.allow_non_finite or not self.dtype.is_floating_point:
+            return
+        if self.axis == 0 and len(self.parts) > 1:
+            for part in self.parts:
+                CheckpointTensor(self.name, [part]).check_finite(0, len(part))
             return
         for first, last in self._piece_bounds(start, stop):
             for part in self.parts:

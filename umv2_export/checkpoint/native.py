@@ -5,29 +5,25 @@ Tensor names are those of `tensor_shapes`, the released state dict's.
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, validate_tensors
+from umv2_export.checkpoint.safetensors_files import INDEX_FILE, WEIGHTS_FILE, map_tensors, read_json
 from umv2_export.config import ModelConfig, QueryLayout
 from umv2_export.errors import InputRejected, Unsupported, shown
-from umv2_export.files import HashedFile, atomic_directory, inside, tensor_bytes, tokenizer_files
+from umv2_export.files import HashedFile, atomic_directory, tensor_bytes, tokenizer_files
 from umv2_export.progress import Advance, Tracker, silent
 
 __all__ = ["CONFIG_FILE", "TensorStream", "checkpoint_streams", "read_checkpoint", "save_checkpoint"]
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 FORMAT = "umv2-native"
 FORMAT_VERSION = 1
-
-MAX_CONFIG_BYTES = 16 * 2**20
 
 # As the hub's tools cut: a file holds whole tensors, at most this many bytes of them unless one tensor is larger.
 MAX_FILE_BYTES = 5 * 10**9
@@ -62,7 +58,7 @@ def read_checkpoint(path: Path, *, query_layout: QueryLayout | None, allow_non_f
         InputRejected: a file is missing, corrupt, unsafe or contradicts the configuration.
         Unsupported: a field or tensor that is not implemented.
     """
-    data = _read_json(path / CONFIG_FILE)
+    data = read_json(path / CONFIG_FILE)
     if data.get("format") != FORMAT or data.get("format_version") != FORMAT_VERSION:
         raise InputRejected(
             f"format is {data.get('format')!r} version {data.get('format_version')!r}, "
@@ -78,13 +74,8 @@ def read_checkpoint(path: Path, *, query_layout: QueryLayout | None, allow_non_f
     config = ModelConfig.from_dict(model, where=path / CONFIG_FILE)
     if query_layout is not None:
         config = replace(config, memory=replace(config.memory, query_layout=query_layout))
-    files = _weight_files(path)
-    tensors = {}
-    for file in files:
-        for name, tensor in _map_file(file):
-            if name in tensors:
-                raise InputRejected(f"tensor {name!r} stands in two files", where=file)
-            tensors[name] = CheckpointTensor(name, [tensor], allow_non_finite)
+    mapped, files = map_tensors(path)
+    tensors = {name: CheckpointTensor(name, [tensor], allow_non_finite) for name, tensor in mapped.items()}
     validate_tensors(config, tensors, where=path)
     return Checkpoint(path, "native", config, tensors, [path / CONFIG_FILE, *files], tokenizer_files(path))
 
@@ -167,38 +158,5 @@ def _write_file(file: Path, tensors: list[TensorStream], advance: Advance) -> No
                 raise AssertionError(f"{tensor.name}: {out.size - start} bytes written, {tensor.size} announced")
 
 
-def _weight_files(path: Path) -> list[Path]:
-    if not (path / INDEX_FILE).exists():
-        return [inside(path, WEIGHTS_FILE)]
-    weight_map = _read_json(path / INDEX_FILE).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise InputRejected("'weight_map' is missing or no mapping to file names", where=path / INDEX_FILE)
-    return [inside(path, name) for name in sorted(set(weight_map.values()))]
-
-
-def _map_file(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and mapped tensor; safetensors checks every offset against the file's size first."""
-    try:
-        with safe_open(file, framework="pt", device="cpu") as stream:
-            for name in stream.keys():  # noqa: SIM118 - safe_open is no mapping
-                yield name, stream.get_tensor(name)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputRejected("the file is truncated or corrupt", where=file, why=str(error)) from error
-
-
 def _write_json(file: Path, document: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-
-
-def _read_json(file: Path) -> Mapping[str, Any]:
-    if not file.is_file():
-        raise InputRejected("file missing", where=file)
-    if file.stat().st_size > MAX_CONFIG_BYTES:
-        raise InputRejected(f"the file is larger than {MAX_CONFIG_BYTES} bytes", where=file)
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputRejected("not a JSON file", where=file, why=str(error)) from error
-    if not isinstance(data, dict):
-        raise InputRejected("expected a JSON object", where=file)
-    return data

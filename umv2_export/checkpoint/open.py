@@ -1,9 +1,10 @@
-"""A folder of either format is recognised by its configuration file."""
+"""A folder of any format is recognised by its configuration file."""
 
 from pathlib import Path
 
-from umv2_export.checkpoint import native, official
+from umv2_export.checkpoint import native, official, olmoe
 from umv2_export.checkpoint.checkpoint import Checkpoint
+from umv2_export.checkpoint.safetensors_files import read_json
 from umv2_export.config import QueryLayout
 from umv2_export.errors import InputRejected
 
@@ -13,10 +14,11 @@ __all__ = ["open_checkpoint"]
 def open_checkpoint(
     path: Path, *, query_layout: QueryLayout | None = None, allow_non_finite: bool = False
 ) -> Checkpoint:
-    """Open a checkpoint folder of either format.
+    """Open a checkpoint folder of any format.
 
     Args:
-        path: folder with config.yaml and model.pt (or rank_*/model.pt), or with config.json and *.safetensors.
+        path: folder with config.yaml and model.pt (or rank_*/model.pt), or with config.json and *.safetensors, native
+            or of a Hugging Face OLMoE.
         query_layout: read the query projection in this layout; None: as the format says.
         allow_non_finite: let NaN and infinity in weights through.
 
@@ -31,9 +33,12 @@ def open_checkpoint(
     if (path / official.CONFIG_FILE).exists():
         return official.read_checkpoint(path, query_layout=query_layout, allow_non_finite=allow_non_finite)
     if (path / native.CONFIG_FILE).exists():
+        if read_json(path / olmoe.CONFIG_FILE).get("model_type") == olmoe.MODEL_TYPE:
+            return olmoe.read_checkpoint(path, allow_non_finite=allow_non_finite)
         return native.read_checkpoint(path, query_layout=query_layout, allow_non_finite=allow_non_finite)
     raise InputRejected(
         "the folder holds no checkpoint",
         where=path,
-        why=f"neither {official.CONFIG_FILE} (the authors' format) nor {native.CONFIG_FILE} (native) is there",
+        why=f"neither {official.CONFIG_FILE} (the authors' format) nor {native.CONFIG_FILE} (native, or a Hugging Face "
+        "OLMoE) is there",
     )

@@ -13,6 +13,7 @@ from torch import nn
 
 from umv2_export.config import INT32_MAX, MemoryConfig, ModelConfig
 from umv2_export.errors import InvalidRequest
+from umv2_export.model.experts import Experts, ExpertStack
 from umv2_export.model.memory import MemoryLayer
 from umv2_export.model.transformer import LanguageModel
 from umv2_export.ops import key_scores, memory_lookup
@@ -67,6 +68,8 @@ class TableLayout:
         Raises:
             InvalidRequest: not even one row fits into a shard.
         """
+        if not memory.layers:
+            return cls(per_layer=True, rows=0, row_size=0, rows_per_shard=1, dtype=dtype)
         row_size = memory.row_size
         row_bytes = row_size * dtype.itemsize
         # TensorRT refuses tensors of 2^31 elements or more.
@@ -237,13 +240,16 @@ class FoldedMemoryLayer(MemoryLayer):
         return projected
 
 
-def folded_model(config: ModelConfig, layout: TableLayout, dtype: torch.dtype, key_dtype: torch.dtype) -> LanguageModel:
+def folded_model(
+    config: ModelConfig, layout: TableLayout, dtype: torch.dtype, key_dtype: torch.dtype, moe_form: str
+) -> LanguageModel:
     """The folded model with zero weights, dense ones in `dtype`. Build it under a fake or meta device."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
+        memory_layer = partial(FoldedMemoryLayer, layout=layout, key_dtype=key_dtype)
         model = LanguageModel(
-            config, partial(FoldedMemoryLayer, layout=layout, key_dtype=key_dtype), FoldedPool(layout)
+            config, memory_layer, FoldedPool(layout), ExpertStack if moe_form == "contrib" else Experts
         )
     finally:
         torch.set_default_dtype(default)

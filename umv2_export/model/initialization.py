@@ -116,14 +116,14 @@ def _small_tensor(config: ModelConfig, name: str, shape: tuple[int, ...], seed: 
         return torch.randperm(shape[0], generator=generator)
     if name.endswith(("norm.weight", "ln_f.weight")):
         return torch.ones(shape)
-    stds = {
-        "query_proj.weight": m.key_dim**-0.5,
-        "keys": m.key_dim**-0.5,
-        "values_proj.weight": (m.value_dim * m.value_groups) ** -0.5,
-        "pre_values_proj.weight": config.hidden_size**-0.5,
-    }
-    drawn = torch.randn(shape, generator=generator)
-    return drawn.mul_(stds.get(leaf, math.sqrt(2 / (5 * config.hidden_size))))
+    std = math.sqrt(2 / (5 * config.hidden_size))
+    if leaf in ("query_proj.weight", "keys"):
+        std = m.key_dim**-0.5
+    elif leaf == "values_proj.weight":
+        std = (m.value_dim * m.value_groups) ** -0.5
+    elif leaf == "pre_values_proj.weight":
+        std = config.hidden_size**-0.5
+    return torch.randn(shape, generator=generator).mul_(std)
 
 
 def _top_score_variance(config: ModelConfig, seed: int) -> float:

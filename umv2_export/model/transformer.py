@@ -12,6 +12,7 @@ from torch import nn
 
 from umv2_export.checkpoint import Checkpoint
 from umv2_export.config import TABLES, ModelConfig
+from umv2_export.model.experts import Experts
 from umv2_export.model.memory import MemoryLayer, MemoryPool, ReferenceMemoryLayer, Routing
 from umv2_export.model.norm import RMSNorm
 
@@ -28,23 +29,29 @@ class ModelOutput(NamedTuple):
         present: per block, rotated keys and values [B, H, past + S, head_size].
         hidden: the input of every block, and last the output of the final norm; [B, S, hidden_size] each.
         routing: per memory layer, what it retrieved and from which scores.
+        router_logits: per block of experts, [B*S, E].
     """
 
     logits: torch.Tensor
     present: list[KeyValue]
     hidden: list[torch.Tensor]
     routing: list[Routing]
+    router_logits: list[torch.Tensor]
 
 
 class LanguageModel(nn.Module):
     """A language model with memory layers; parameter names are those of the released state dict."""
 
     def __init__(
-        self, config: ModelConfig, memory_layer: Callable[[ModelConfig, int], MemoryLayer], pool: nn.Module
+        self,
+        config: ModelConfig,
+        memory_layer: Callable[[ModelConfig, int], MemoryLayer],
+        pool: nn.Module,
+        experts: Callable[[ModelConfig], nn.Module] = Experts,
     ) -> None:
         super().__init__()
         self.config = config
-        self.transformer = Transformer(config, memory_layer, pool)
+        self.transformer = Transformer(config, memory_layer, pool, experts)
 
     def forward(
         self,
@@ -68,13 +75,17 @@ class Transformer(nn.Module):
     """Blocks and memory layers, side by side as in the released state dict."""
 
     def __init__(
-        self, config: ModelConfig, memory_layer: Callable[[ModelConfig, int], MemoryLayer], pool: nn.Module
+        self,
+        config: ModelConfig,
+        memory_layer: Callable[[ModelConfig, int], MemoryLayer],
+        pool: nn.Module,
+        experts: Callable[[ModelConfig], nn.Module],
     ) -> None:
         super().__init__()
         self.config = config
         d = config.hidden_size
         self.wte = nn.Embedding(config.embedding_size, d)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config, experts) for _ in range(config.num_layers))
         self.mem_blocks = nn.ModuleList(memory_layer(config, j) for j in range(config.memory.layers))
         self.full_memory_layer = pool
         self.ln_f = RMSNorm(d, config.norm_eps)
@@ -90,7 +101,7 @@ class Transformer(nn.Module):
         """See `LanguageModel.forward`."""
         x_BSD = self.wte(input_ids_BS)
         positions = Positions(attention_mask_BT, input_ids_BS.shape[1], self.config, x_BSD.dtype)
-        present, hidden = [], []
+        present, hidden, router_logits = [], [], []
         routing: dict[int, Routing] = {}
         pending: dict[int, list[torch.Tensor]] = {}
         for i, block in enumerate(cast("Iterable[Block]", self.blocks)):
@@ -98,7 +109,12 @@ class Transformer(nn.Module):
             after_attention_BSD, key_value = block.attention(x_BSD, positions, past[i])
             present.append(key_value)
             normed_BSD = block.ff_norm(after_attention_BSD)
-            x_BSD = after_attention_BSD + block.swiglu(normed_BSD)
+            if block.router is None:
+                x_BSD = after_attention_BSD + block.swiglu(normed_BSD)
+            else:
+                router_logits.append(block.router(normed_BSD.flatten(0, 1)))
+                mixed_TD = block.experts(normed_BSD.flatten(0, 1), router_logits[-1])
+                x_BSD = after_attention_BSD + mixed_TD.reshape(normed_BSD.shape)
             for j, (read, add) in enumerate(self.config.memory.placements):
                 if read == i:
                     forced = None if forced_addresses is None else forced_addresses[j]
@@ -111,40 +127,55 @@ class Transformer(nn.Module):
                 x_BSD = x_BSD + output_BSD
         hidden.append(self.ln_f(x_BSD))
         head_XD = self.wte.weight if self.ff_out is None else self.ff_out.weight
-        return ModelOutput(
-            nn.functional.linear(hidden[-1], head_XD), present, hidden, [routing[j] for j in range(len(routing))]
-        )
+        logits_BSX = nn.functional.linear(hidden[-1], head_XD)
+        return ModelOutput(logits_BSX, present, hidden, [routing[j] for j in range(len(routing))], router_logits)
 
 
 class Block(nn.Module):
-    """Pre-norm attention and SwiGLU; the memory layer that reads the same normed input stands beside it."""
+    """Pre-norm attention, and SwiGLU or experts; a memory layer that reads the same normed input stands beside it."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, experts: Callable[[ModelConfig], nn.Module]) -> None:
         super().__init__()
         d, self.heads, self.head_size = config.hidden_size, config.num_heads, config.head_size
+        self.norms_heads, self.clip_qkv = config.qk_norm == "head", config.clip_qkv
         self.attn_norm = RMSNorm(d, config.norm_eps)
         self.att_proj = nn.Linear(d, 3 * d, bias=False)
-        self.q_norm = RMSNorm(config.head_size, config.norm_eps)
-        self.k_norm = RMSNorm(config.head_size, config.norm_eps)
+        norm_size = config.head_size if self.norms_heads else d
+        self.q_norm = RMSNorm(norm_size, config.norm_eps)
+        self.k_norm = RMSNorm(norm_size, config.norm_eps)
         self.attn_out = nn.Linear(d, d, bias=False)
         self.ff_norm = RMSNorm(d, config.norm_eps)
-        self.ff_proj = nn.Linear(d, 2 * config.ffn_size, bias=False)
-        self.ff_out = nn.Linear(config.ffn_size, d, bias=False)
+        self.router = None if config.experts is None else nn.Linear(d, config.experts.count, bias=False)
+        if config.experts is None:
+            self.ff_proj = nn.Linear(d, 2 * config.ffn_size, bias=False)
+            self.ff_out = nn.Linear(config.ffn_size, d, bias=False)
+        else:
+            self.experts = experts(config)
 
     def attention(self, x_BSD: torch.Tensor, positions: "Positions", past: KeyValue) -> tuple[torch.Tensor, KeyValue]:
         """The residual stream after attention, and the cache with the new positions."""
         batch, sequence = x_BSD.shape[:2]
         q, k, v_BHSD = (
             part.reshape(batch, sequence, self.heads, self.head_size).transpose(1, 2)
-            for part in self.att_proj(self.attn_norm(x_BSD)).chunk(3, -1)
+            for part in self.queries_keys_values(self.attn_norm(x_BSD))
         )
-        q_BHSD, k_BHSD = positions.rotate(self.q_norm(q)), positions.rotate(self.k_norm(k))
+        if self.norms_heads:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q_BHSD, k_BHSD = positions.rotate(q), positions.rotate(k)
         k_BHTD, v_BHTD = torch.cat([past[0], k_BHSD], 2), torch.cat([past[1], v_BHSD], 2)
         # Written out: at opset 18 the decomposed scaled_dot_product_attention took 36 % more time a step.
         scores_BHST = q_BHSD @ k_BHTD.transpose(2, 3) * self.head_size**-0.5 + positions.bias_B1ST
         weights_BHST = torch.softmax(scores_BHST.float(), -1).to(v_BHTD.dtype)
         out_BSD = (weights_BHST @ v_BHTD).transpose(1, 2).reshape(batch, sequence, -1)
         return x_BSD + self.attn_out(out_BSD), (k_BHTD, v_BHTD)
+
+    def queries_keys_values(self, normed_BSD: torch.Tensor) -> Sequence[torch.Tensor]:
+        """The three projections, [B, S, D] each: normalised here if over all heads together, and clipped."""
+        q_BSD, k_BSD, v_BSD = self.att_proj(normed_BSD).chunk(3, -1)
+        if not self.norms_heads:
+            q_BSD, k_BSD = self.q_norm(q_BSD), self.k_norm(k_BSD)
+        parts = (q_BSD, k_BSD, v_BSD)
+        return parts if self.clip_qkv is None else [part.clamp(-self.clip_qkv, self.clip_qkv) for part in parts]
 
     def swiglu(self, normed_BSD: torch.Tensor) -> torch.Tensor:
         """The first half of `ff_proj` is the linear part, the second the gate."""

@@ -48,6 +48,7 @@ class ExportOptions:
         dtype: of dense weights and cache: fp32, fp16, or bf16 (GPU only).
         key_dtype: of keys: same (as `dtype`), fp16 or bf16; scores are sums in `dtype`, or in fp32 in the native op.
         table_dtype: of rows: same (as the checkpoint), fp32, fp16 or bf16.
+        moe_form: of experts: standard (standard ops, each expert by itself) or contrib (com.microsoft::MoE).
         opset: version of the standard ops.
         shard_bytes: most bytes of one table file.
         inline_functions: write standard ops only.
@@ -57,6 +58,7 @@ class ExportOptions:
     dtype: str = "fp32"
     key_dtype: str = "same"
     table_dtype: str = "same"
+    moe_form: str = "standard"
     opset: int = MIN_OPSET
     shard_bytes: int = DEFAULT_SHARD_BYTES
     inline_functions: bool = False
@@ -116,13 +118,23 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
             "stock ONNX Runtime on a CPU runs no bf16 arithmetic: it would refuse to load the model",
             fix="--dtype fp16, or --dtype fp32 --table-dtype bf16; for GPU runtimes alone: --dtype bf16 --target gpu",
         )
+    if checkpoint.config.experts is None and options.moe_form != "standard":
+        raise InvalidRequest("the checkpoint has no experts", fix="leave out --moe-form")
+    if options.moe_form == "contrib" and options.dtype != "fp32":
+        raise Unsupported(
+            f"com.microsoft::MoE computes in fp32 only on a CPU, not in {options.dtype}", fix="--moe-form standard"
+        )
+    if options.moe_form == "contrib" and options.inline_functions:
+        raise InvalidRequest("--moe-form contrib is no standard op", fix="--moe-form standard")
     dtype = torch_dtype(options.dtype)
     tables = [tensor.dtype for name, tensor in checkpoint.tensors.items() if name.endswith(TABLES)]
-    stored = functools.reduce(torch.promote_types, tables)
+    stored = functools.reduce(torch.promote_types, tables, tables[0] if tables else dtype)
     table_dtype = stored if options.table_dtype == "same" else torch_dtype(options.table_dtype)
     layout = TableLayout.of(checkpoint.config.memory, table_dtype, options.shard_bytes)
     key_dtype = dtype if options.key_dtype == "same" else torch_dtype(options.key_dtype)
-    return ExportPlan(checkpoint, options, layout, fold_checkpoint(checkpoint, layout, dtype, key_dtype))
+    return ExportPlan(
+        checkpoint, options, layout, fold_checkpoint(checkpoint, layout, dtype, key_dtype, options.moe_form)
+    )
 
 
 @dataclass(frozen=True)
@@ -164,7 +176,8 @@ def export_bundle(
     options, config = plan.options, plan.checkpoint.config
     clock = [time.perf_counter()]
     done = track("tracing the graph", None)
-    model = trace(config, plan.layout, torch_dtype(options.dtype), torch_dtype(plan.key_dtype), opset=options.opset)
+    dtype, key_dtype = torch_dtype(options.dtype), torch_dtype(plan.key_dtype)
+    model = trace(config, plan.layout, dtype, key_dtype, options.moe_form, opset=options.opset)
     simplify(model)
     done(1)
     clock.append(time.perf_counter())
@@ -173,7 +186,8 @@ def export_bundle(
         clock.append(time.perf_counter())
         hashes = {name: (out.size, out.sha256) for name, out in places.files.items()}
         _refer(model, plan.tensors, places)
-        attach_bodies(model, op_signatures(config, plan.layout), opset=options.opset)
+        if options.moe_form == "standard":
+            attach_bodies(model, op_signatures(config, plan.layout), opset=options.opset)
         if options.inline_functions:
             inline_bodies(model)
         make_reproducible(model)
@@ -237,7 +251,7 @@ def _refer(model: ir.Model, tensors: list[FoldedTensor], places: _Places) -> Non
 
 def _manifest(plan: ExportPlan, model: ir.Model, hashes: dict[str, tuple[int, str]], track: Tracker) -> Manifest:
     config, options, layout = plan.checkpoint.config, plan.options, plan.layout
-    kinds: dict[str, int] = {"dense": 0, "keys": 0, "map": 0, "rows": 0}
+    kinds: dict[str, int] = dict.fromkeys(("dense", "keys", "map", "rows", "router", "experts"), 0)
     for tensor in plan.tensors:
         kinds[tensor.kind] += tensor.size
     values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
@@ -249,6 +263,7 @@ def _manifest(plan: ExportPlan, model: ir.Model, hashes: dict[str, tuple[int, st
         dtype=options.dtype,
         key_dtype=plan.key_dtype,
         table_dtype=dtype_name(layout.dtype),
+        moe_form=options.moe_form if config.experts else None,
         opset=options.opset,
         target=options.target,
         functions="inlined" if options.inline_functions else "local",

@@ -20,7 +20,7 @@ from umv2_export.model.norm import rms_normalize
 
 __all__ = ["FoldedTensor", "Kind", "fold_checkpoint"]
 
-Kind = Literal["dense", "keys", "map", "rows"]
+Kind = Literal["dense", "keys", "map", "rows", "router", "experts"]
 
 # Rows gathered at a time: 32 MiB, small against the 2 GB budget and large against the cost of a call.
 PIECE_BYTES = 32 * 2**20
@@ -50,7 +50,7 @@ class FoldedTensor:
 
 
 def fold_checkpoint(
-    checkpoint: Checkpoint, layout: TableLayout, dtype: torch.dtype, key_dtype: torch.dtype
+    checkpoint: Checkpoint, layout: TableLayout, dtype: torch.dtype, key_dtype: torch.dtype, moe_form: str
 ) -> list[FoldedTensor]:
     """All parameters of the folded model of a checkpoint, dense ones first, then the tables shard by shard.
 
@@ -59,12 +59,19 @@ def fold_checkpoint(
         layout: of its tables.
         dtype: of dense weights; Tucker cores and vectors stay fp32.
         key_dtype: of the keys.
+        moe_form: standard (each expert by itself) or contrib (stacks).
     """
     config = checkpoint.config
     tensors = []
     for name, tensor in checkpoint.tensors.items():
-        if not name.startswith(("transformer.mem_blocks.", "transformer.full_memory_layer.")):
-            tensors.append(_folded(name, tensor.shape, dtype, "dense", partial(checkpoint.read, name)))
+        kind: Kind = "experts" if ".experts." in name else "router" if ".router." in name else "dense"
+        if name.startswith(("transformer.mem_blocks.", "transformer.full_memory_layer.")):
+            continue
+        if kind != "experts" or moe_form == "standard":
+            tensors.append(_folded(name, tensor.shape, dtype, kind, partial(checkpoint.read, name)))
+    if config.experts is not None and moe_form == "contrib":
+        for i in range(config.num_layers):
+            tensors += _stack_experts(checkpoint, f"transformer.blocks.{i}.experts.", dtype)
     for j in range(config.memory.layers):
         tensors += _fold_layer(checkpoint, j, dtype, key_dtype)
     tables: list[int | None] = list(range(config.memory.layers)) if layout.per_layer else [None]
@@ -105,6 +112,26 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
             fix="export in a dtype of wider range",
         )
     return result
+
+
+def _stack_experts(checkpoint: Checkpoint, prefix: str, dtype: torch.dtype) -> list[FoldedTensor]:
+    """The experts of a block in two tensors, made expert by expert."""
+
+    def stacked(name: str, arrange: Callable[[torch.Tensor], torch.Tensor]) -> FoldedTensor:
+        count = sum(other.startswith(prefix) and other.endswith(f".{name}.weight") for other in checkpoint.tensors)
+
+        def pieces() -> Iterator[torch.Tensor]:
+            for e in range(count):
+                yield _cast(arrange(checkpoint.read(f"{prefix}{e}.{name}.weight"))[None], dtype, prefix + name)
+
+        shape = (count, *checkpoint.tensors[f"{prefix}0.{name}.weight"].shape)
+        return FoldedTensor(prefix + name, shape, dtype, "experts", pieces)
+
+    def interleaved(ff_proj: torch.Tensor) -> torch.Tensor:
+        linear, gate = ff_proj.chunk(2)
+        return torch.stack([gate, linear], dim=1).flatten(0, 1)
+
+    return [stacked("ff_proj", interleaved), stacked("ff_out", lambda ff_out: ff_out)]
 
 
 def _fold_layer(checkpoint: Checkpoint, j: int, dtype: torch.dtype, key_dtype: torch.dtype) -> list[FoldedTensor]:

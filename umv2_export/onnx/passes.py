@@ -6,7 +6,6 @@ from onnx_ir.passes import common as common_passes
 
 from umv2_export import __version__
 from umv2_export.ops import DOMAIN, OpSignatures
-from umv2_export.ops.tucker_topk import function_body as tucker_topk_body
 
 __all__ = ["attach_bodies", "inline_bodies", "make_reproducible", "simplify"]
 
@@ -37,11 +36,7 @@ def simplify(model: ir.Model) -> None:
 
 def attach_bodies(model: ir.Model, signatures: OpSignatures, *, opset: int) -> None:
     """Give the custom ops their bodies in standard ops, as functions of the model."""
-    for body in (
-        signatures.key_scores.function_body(opset=opset),
-        tucker_topk_body(opset=opset),
-        signatures.lookup.function_body(opset=opset),
-    ):
+    for body in signatures.function_bodies(opset=opset):
         model.functions[body.identifier()] = body
 
 

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx_ir as ir
 import onnxscript
@@ -16,8 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from umv2_export.config import ModelConfig
 from umv2_export.model.folded import TableLayout, folded_model, joined_by_rank, key_matrices, used_chunks
 from umv2_export.model.transformer import KeyValue, LanguageModel
-from umv2_export.ops import DOMAIN, VERSION, KeyScoresSignature, LookupSignature, OpSignatures
+from umv2_export.ops import DOMAIN, VERSION, ExpertsSignature, KeyScoresSignature, LookupSignature, OpSignatures
 from umv2_export.ops.domain import PLUGIN_ATTRIBUTES
+from umv2_export.ops.experts import CONTRIB_DOMAIN, contrib_attributes, contrib_schema
 from umv2_export.ops.tucker_topk import schema as tucker_topk_schema
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "trace",
     "translations",
 ]
+
+Signature = TypeVar("Signature")
 
 # Distinct, and none is 1: torch.export takes a size of 1 for a constant.
 _BATCH, _SEQUENCE, _PAST = 2, 3, 5
@@ -52,12 +55,17 @@ def probe_names(config: ModelConfig) -> list[str]:
     """
     hidden = [f"hidden.{i}" for i in range(config.num_layers + 1)]
     kinds = ("row_scores", "col_scores", "addresses")
-    return [*hidden, *(f"{kind}.{j}" for j in range(config.memory.layers) for kind in kinds)]
+    retrieved = [f"{kind}.{j}" for j in range(config.memory.layers) for kind in kinds]
+    routers = [f"router_logits.{i}" for i in range(config.num_layers if config.experts else 0)]
+    return [*hidden, *retrieved, *routers]
 
 
 def op_signatures(config: ModelConfig, layout: TableLayout) -> OpSignatures:
     """The arity of the custom ops' nodes in the model."""
     memory = config.memory
+    if config.experts is not None:
+        chosen = config.experts
+        return OpSignatures(experts=ExpertsSignature(chosen.count, chosen.topk, chosen.normalize_topk))
     row_matrices, col_matrices = key_matrices(memory)
     return OpSignatures(
         KeyScoresSignature(
@@ -83,7 +91,7 @@ def op_signatures(config: ModelConfig, layout: TableLayout) -> OpSignatures:
 
 
 def trace(
-    config: ModelConfig, layout: TableLayout, dtype: torch.dtype, key_dtype: torch.dtype, *, opset: int
+    config: ModelConfig, layout: TableLayout, dtype: torch.dtype, key_dtype: torch.dtype, moe_form: str, *, opset: int
 ) -> ir.Model:
     """Export the folded model.
 
@@ -92,13 +100,14 @@ def trace(
         layout: of its tables.
         dtype: of dense weights and cache.
         key_dtype: of keys.
+        moe_form: standard or contrib.
         opset: version of the standard ops.
 
     Returns:
         The graph with the custom ops opaque, its initializers without data, and the probe values named but no outputs.
     """
     with FakeTensorMode():
-        model = _Traced(folded_model(config, layout, dtype, key_dtype))
+        model = _Traced(folded_model(config, layout, dtype, key_dtype, moe_form))
     cache_shape = (_BATCH, config.num_heads, _PAST, config.head_size)
     # Every cache tensor is an object of its own: shared ones trace into a graph that is wrong for past > 0, silently.
     past = [
@@ -130,7 +139,7 @@ def trace(
         raise AssertionError("torch.onnx.export returned no program")
     graph = program.model.graph
     del graph.outputs[len(output_names(config)) :]
-    program.model.opset_imports[DOMAIN] = VERSION
+    program.model.opset_imports[CONTRIB_DOMAIN if config.experts and moe_form == "contrib" else DOMAIN] = VERSION
     return program.model
 
 
@@ -147,7 +156,7 @@ class _Traced(nn.Module):
         output = self.transformer(input_ids, attention_mask, past_key_values, None)
         present = [tensor for key_value in output.present for tensor in key_value]
         routing = [tensor for layer in output.routing for tensor in layer]
-        return (output.logits.float(), *present, *output.hidden, *routing)
+        return (output.logits.float(), *present, *output.hidden, *routing, *output.router_logits)
 
 
 def translations(signatures: OpSignatures) -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -157,8 +166,18 @@ def translations(signatures: OpSignatures) -> dict[Callable[..., Any], Callable[
     def node(schema: OpSchema, inputs: Sequence[Any], **attributes: Any) -> Any:
         return onnxscript.values.Op(domain, schema.name, schema)(*inputs, **attributes)
 
+    def mixture(
+        hidden: Any, router_logits: Any, ff_proj: Sequence[Any], ff_out: Sequence[Any], topk: int, normalize: bool
+    ) -> Any:
+        signature = _of_model(signatures.experts)
+        if len(ff_proj) == signature.count > 1:
+            return node(signature.schema(), (hidden, router_logits, *ff_proj, *ff_out))
+        contrib = onnxscript.values.Opset(CONTRIB_DOMAIN, 1)
+        inputs = (hidden, router_logits, ff_proj[0], None, ff_out[0])
+        return onnxscript.values.Op(contrib, "MoE", contrib_schema())(*inputs, **contrib_attributes(signature))
+
     def scores(queries: Any, keys: Sequence[Any], *_: Any) -> Any:
-        signature = signatures.key_scores
+        signature = _of_model(signatures.key_scores)
         return node(signature.schema(), (queries, *keys), **signature.attributes)
 
     def tucker(row_scores: Any, col_scores: Any, u: Any, v: Any, cores: Any, row_topk: int, topk: int) -> Any:
@@ -179,7 +198,7 @@ def translations(signatures: OpSignatures) -> dict[Callable[..., Any], Callable[
     ) -> Any:
         optional = [tensor for tensor in (group, query, row_scales) if tensor is not None]
         return node(
-            signatures.lookup.schema(),
+            _of_model(signatures.lookup).schema(),
             (indices, scores, *optional, *rows),
             pre_value_dim=pre_value_dim,
             activation=activation,
@@ -189,10 +208,18 @@ def translations(signatures: OpSignatures) -> dict[Callable[..., Any], Callable[
         )
 
     return {
+        torch.ops.umv2.Experts.default: mixture,
         torch.ops.umv2.KeyScores.default: scores,
         torch.ops.umv2.TuckerTopK.default: tucker,
         torch.ops.umv2.MemoryLookup.default: lookup,
     }
+
+
+def _of_model(signature: Signature | None) -> Signature:
+    """The signature of an op that was met in the model."""
+    if signature is None:
+        raise AssertionError("the model holds an op of which it has no signature")
+    return signature
 
 
 @contextlib.contextmanager

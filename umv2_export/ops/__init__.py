@@ -6,17 +6,23 @@ per side, R Tucker rank, C Tucker cores, M row top-k, K hits per token, P pre-va
 
 from typing import NamedTuple
 
+import onnx_ir as ir
+
 from umv2_export.ops.domain import DOMAIN, VERSION
+from umv2_export.ops.experts import ExpertsSignature, experts
 from umv2_export.ops.key_scores import KeyScoresSignature, key_scores
 from umv2_export.ops.memory_lookup import LookupSignature, memory_lookup
+from umv2_export.ops.tucker_topk import function_body as tucker_topk_body
 from umv2_export.ops.tucker_topk import tucker_topk
 
 __all__ = [
     "DOMAIN",
     "VERSION",
+    "ExpertsSignature",
     "KeyScoresSignature",
     "LookupSignature",
     "OpSignatures",
+    "experts",
     "key_scores",
     "memory_lookup",
     "tucker_topk",
@@ -24,7 +30,13 @@ __all__ = [
 
 
 class OpSignatures(NamedTuple):
-    """What the nodes of one model have in common; TuckerTopK is the same in all models."""
+    """What the nodes of one model have in common, for the ops that it holds; TuckerTopK is the same in all models."""
 
-    key_scores: KeyScoresSignature
-    lookup: LookupSignature
+    key_scores: KeyScoresSignature | None = None
+    lookup: LookupSignature | None = None
+    experts: ExpertsSignature | None = None
+
+    def function_bodies(self, *, opset: int) -> list[ir.Function]:
+        """The bodies of the ops that the model holds."""
+        bodies = [signature.function_body(opset=opset) for signature in self if signature is not None]
+        return bodies if self.lookup is None else [*bodies, tucker_topk_body(opset=opset)]

@@ -61,11 +61,11 @@ def op_schema(
 
 def parse_body(schema: OpSchema, statements: str, *, opset: int) -> ir.Function:
     """The ONNX function of `schema` whose body is `statements`, in standard ops of version `opset`."""
-    attributes = ", ".join(sorted(schema.attributes))
+    attributes = f"<{', '.join(sorted(schema.attributes))}>" if schema.attributes else ""
     inputs = ", ".join(parameter.name for parameter in schema.inputs)
     outputs = ", ".join(parameter.name for parameter in schema.outputs)
     text = (
         f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n'
-        f"{schema.name} <{attributes}> ({inputs}) => ({outputs})\n{{\n{statements}\n}}"
+        f"{schema.name} {attributes} ({inputs}) => ({outputs})\n{{\n{statements}\n}}"
     )
     return ir.serde.deserialize_function(onnx.parser.parse_function(text))

@@ -34,11 +34,12 @@ class OnnxRuntime:
     def __init__(self, bundle: Bundle, *, native: bool = False, preload: bool = False) -> None:
         self.name = "onnxruntime-native" if native else "onnxruntime"
         self._native = native
-        if native and bundle.manifest.functions == "inlined":
+        if native and (bundle.manifest.functions == "inlined" or not bundle.config.memory.layers):
             raise Unsupported(
-                "this bundle holds standard ops only: there is nothing for the native ops to replace",
+                "this bundle holds no ops for the native ones to replace",
                 where=bundle.path,
-                fix="export without --inline-functions, or use --runtime onnxruntime",
+                why="its functions were inlined" if bundle.config.memory.layers else "the model has no memory layers",
+                fix="use --runtime onnxruntime, or export a model with memory layers without --inline-functions",
             )
         if bundle.manifest.dtype == "bf16":
             raise Unsupported(

@@ -63,7 +63,8 @@ class TorchRuntime:
             InputRejected: the graph's initializers are not those of the model in the manifest.
         """
         with torch.device("meta"):
-            model = folded_model(bundle.config, bundle.layout, torch.float32, torch.float32)
+            moe_form = bundle.manifest.moe_form or "standard"
+            model = folded_model(bundle.config, bundle.layout, torch.float32, torch.float32, moe_form)
         expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         weights = bundle.weights()
         found = {name: tuple(value.shape) for name, value in weights.items()}
@@ -105,4 +106,5 @@ class TorchRuntime:
             probes |= {f"hidden.{i}": hidden.numpy() for i, hidden in enumerate(output.hidden)}
             for j, routing in enumerate(output.routing):
                 probes |= {f"{name}.{j}": np.asarray(value) for name, value in routing._asdict().items()}
+            probes |= {f"router_logits.{i}": logits.numpy() for i, logits in enumerate(output.router_logits)}
         return StepOutput(output.logits.numpy(), present, probes)
