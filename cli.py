@@ -71,6 +71,14 @@ def token_ids(text: str) -> tuple[int, ...]:
         raise click.BadParameter(f"{text!r} is no list of token ids; write 1,2,3") from None
 
 
+def sizes(text: str) -> tuple[int, ...]:
+    """Different sizes separated by commas, in ascending order."""
+    numbers = token_ids(text)
+    if min(numbers) < 1:
+        raise click.BadParameter(f"{text!r} holds a size below 1; write 1,8,64")
+    return tuple(sorted(set(numbers)))
+
+
 FOLDER = click.Path(path_type=Path)
 
 LAYOUTS: Mapping[str, Any] = {"auto": None, "released": "released", "per-rank": "per_rank"}
@@ -412,6 +420,88 @@ def verify(bundle: Path, as_json: bool) -> None:
         print_json({"bundle": str(bundle), "passed": True, "files": len(files)})
     else:
         click.echo(f"{bundle}: {len(files)} files agree with the manifest")
+
+
+@cli.command()
+@click.argument("bundle", type=FOLDER)
+@click.option(
+    "--baseline",
+    "baselines",
+    type=FOLDER,
+    multiple=True,
+    help="Bundle to compare with. Repeatable, for several exports of one model: the fastest counts at each batch.",
+)
+@click.option(
+    "--runtime",
+    type=click.Choice([name for name in RUNTIMES if name != "torch"]),
+    default="onnxruntime-native",
+    show_default=True,
+    help="Of the bundle; baselines run in stock ONNX Runtime.",
+)
+@click.option("--batch", "batches", type=sizes, metavar="SIZES", default="1,4,8,16,32,64,256", show_default=True)
+@click.option(
+    "--past", type=click.IntRange(min=0), default=64, show_default=True, help="Cached positions of a sequence."
+)
+@click.option("--prefill", type=click.IntRange(min=1), default=256, show_default=True, help="Tokens of the prompt.")
+@click.option("--iterations", type=click.IntRange(min=3), default=20, show_default=True, help="Counted calls of each.")
+@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Text whose routing is traced; default: the source of Python's standard library.",
+)
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a page (HTML) with plots.")
+@click.option("--force", is_flag=True, help="Replace a report that exists.")
+@json_option
+def bench(
+    bundle: Path,
+    baselines: Sequence[Path],
+    runtime: str,
+    batches: tuple[int, ...],
+    past: int,
+    prefill: int,
+    iterations: int,
+    threads: int,
+    text: Path | None,
+    report: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Time decode steps and prefill, and count the bytes that they move, beside models of experts."""
+    from umv2_export.bench.page import render_page, require_plots
+    from umv2_export.bench.resident import peak_resident
+    from umv2_export.bench.steps import BenchOptions, benchmark_steps
+    from umv2_export.bench.trace import default_text, text_ids
+    from umv2_export.bundle import Bundle
+    from umv2_export.environment import describe_machine
+    from umv2_export.files import write_atomically
+    from umv2_export.progress import progress_bars
+    from umv2_export.report import print_bench
+    from umv2_export.runtimes import require_runtime
+
+    require_runtime(runtime)
+    if report is not None:
+        require_plots()
+        if report.exists() and not force:
+            raise InvalidRequest("the report exists", where=report, fix="pass --force, or another name")
+    opened, others = Bundle(bundle), [Bundle(path) for path in baselines]
+    options = BenchOptions(batches, past, prefill, iterations, threads, runtime)
+    content = default_text() if text is None else text.read_bytes()
+    with progress_bars() as track:
+        result = benchmark_steps(opened, others, lambda model: text_ids(model, content), options, track)
+    machine = describe_machine()
+    if report is not None:
+        page = render_page(result, opened, others, options, machine)
+        write_atomically(report, page.encode())
+    if as_json:
+        runtimes = [runtime, *("onnxruntime" for _ in others)]
+        resident = {
+            model.path.resolve().name: peak_resident(model.path, name, max(batches), past)
+            for model, name in zip([opened, *others], runtimes, strict=True)
+        }
+        print_json({"machine": machine, **result.as_dict(), "resident_bytes": resident})
+    else:
+        print_bench(result)
 
 
 @cli.command("bench-op")

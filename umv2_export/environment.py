@@ -1,5 +1,6 @@
 """What this machine offers: versions, CPU features, GPU."""
 
+import datetime
 import importlib.metadata
 import importlib.util
 import os
@@ -11,7 +12,7 @@ from umv2_export.errors import EnvironmentUnfit
 from umv2_export.names import RUNTIMES
 from umv2_export.native_kernels import cpu_target
 
-__all__ = ["describe_environment"]
+__all__ = ["describe_environment", "describe_machine"]
 
 PACKAGES = (
     "torch",
@@ -57,6 +58,20 @@ def describe_environment() -> dict[str, object]:
         "native_library": native,
         "packages": packages,
         "runtimes": {name: available[name] for name in RUNTIMES},
+    }
+
+
+def describe_machine() -> dict[str, object]:
+    """What a measurement was made on, in a few plain facts."""
+    native = _native()
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "processor": f"{_cpu_model()}, {len(os.sched_getaffinity(0))} cores",
+        "memory, GiB": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "kernels": "none" if native is None else native["kernels"],
+        "umv2-export": __version__,
+        "onnxruntime": _version("onnxruntime") or _version("onnxruntime-gpu") or "none",
+        "python": platform.python_version(),
     }
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "require_free_space",
     "tensor_bytes",
     "tokenizer_files",
+    "write_atomically",
 ]
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -148,6 +149,17 @@ def check_target(target: Path, *, force: bool, inputs: Sequence[Path] = ()) -> N
             raise InvalidRequest(
                 f"--force would delete {kept}", where=target, why="the output folder is replaced as a whole"
             )
+
+
+def write_atomically(file: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all, in place of an older one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def require_free_space(target: Path, size: int) -> None:

@@ -12,8 +12,17 @@ from umv2_export.parity import ParityReport
 
 if TYPE_CHECKING:
     from umv2_export.bench.ops import OpResult
+    from umv2_export.bench.steps import BenchResult, StepResult
 
-__all__ = ["format_bytes", "format_count", "print_description", "print_export", "print_op_results", "print_parity"]
+__all__ = [
+    "format_bytes",
+    "format_count",
+    "print_bench",
+    "print_description",
+    "print_export",
+    "print_op_results",
+    "print_parity",
+]
 
 # Swapped rows shown for each output; --json lists more.
 PRINTED_SWAPS = 3
@@ -164,6 +173,63 @@ def print_op_results(results: Iterable["OpResult"]) -> None:
             f"{rate:>6} {result.ratio:>6.2f}  {result.target}{verdict}",
             highlight=False,
         )
+
+
+def print_bench(result: "BenchResult") -> None:
+    """One line a model and batch, the ratios below each pair, and what the machine gives."""
+    console = _console()
+    for warning in result.warnings:
+        console.print(f"not a fair pair: {warning}", highlight=False, markup=False)
+    if result.ceilings is not None:
+        console.print(
+            f"this machine reads {result.ceilings.streaming / 1e9:.1f} GB/s from end to end, "
+            f"{result.ceilings.gather / 1e9:.1f} GB/s in random rows of {result.ceilings.row_bytes} bytes",
+            highlight=False,
+        )
+    headings = " ".join(f"{name:>9}" for name in ("ms p50", "p90", "core ms", "tokens/s", "MB", "core MB", "uniform"))
+    console.print(f"{'decode step':<30} {'batch':>5} {headings} {'GB/s':>6}", highlight=False)
+    for model, baseline in result.decode:
+        for step in (model, baseline):
+            if step is not None:
+                console.print(_step_line(step), highlight=False, markup=False)
+        if baseline is not None:
+            console.print(_ratio_line(model, baseline), highlight=False)
+    console.print("prefill", highlight=False)
+    for model, baseline in result.prefill:
+        for step in (model, baseline):
+            if step is not None:
+                rate = f"{step.latency.p50:.1f} ms, {step.tokens_per_second:,.0f} tokens/s"
+                console.print(f"{_label(step):<30} {step.sequence} tokens: {rate}", highlight=False, markup=False)
+    console.print("core: FFN and memory layers, or router and experts; uniform: core MB expected under uniform routing")
+
+
+def _label(step: "StepResult") -> str:
+    return f"{step.model} ({step.runtime.removeprefix('onnxruntime-')})"[:30]
+
+
+def _step_line(step: "StepResult") -> str:
+    core = "" if step.core_latency is None else f"{step.core_latency.p50:.2f}"
+    sizes = " ".join(f"{size / 1e6:>9.1f}" for size in (step.traffic.total, step.traffic.core, step.expected.core))
+    return (
+        f"{_label(step):<30} {step.batch:>5} {step.latency.p50:>9.2f} {step.latency.p90:>9.2f} {core:>9} "
+        f"{step.tokens_per_second:>9.0f} {sizes} {step.gigabytes_per_second:>6.1f}"
+    )
+
+
+def _ratio_line(model: "StepResult", baseline: "StepResult") -> str:
+    """Baseline over model."""
+    core = ""
+    if model.core_latency is not None and baseline.core_latency is not None:
+        core = f"{baseline.core_latency.p50 / model.core_latency.p50:.2f}"
+    p50, p90 = baseline.latency.p50 / model.latency.p50, baseline.latency.p90 / model.latency.p90
+    sizes = [
+        baseline.traffic.total / model.traffic.total,
+        baseline.traffic.core / model.traffic.core,
+        baseline.expected.core / model.expected.core,
+    ]
+    return f"{'  baseline / model':<30} {model.batch:>5} {p50:>9.2f} {p90:>9.2f} {core:>9} {'':>9} " + " ".join(
+        f"{ratio:>9.2f}" for ratio in sizes
+    )
 
 
 def print_description(description: Mapping[str, Any]) -> None:

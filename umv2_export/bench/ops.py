@@ -1,8 +1,6 @@
 """The native ops against their peers and against the plain gather ceiling of the machine, in one run."""
 
-import concurrent.futures
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 
+from umv2_export.bench.ceilings import gather_rate
 from umv2_export.bench.one_node import (
     lookup_model,
     memory_layer_model,
@@ -23,7 +22,6 @@ from umv2_export.bench.one_node import (
 )
 from umv2_export.bench.timing import Timing, alternate
 from umv2_export.memory import anonymous_memory
-from umv2_export.native_kernels import cpu_target, gather
 from umv2_export.ops import LookupSignature
 from umv2_export.presets import PRESETS
 
@@ -122,22 +120,6 @@ def _bound_call(session: Any, fixed: dict[str, Any], changing: dict[str, list[Ar
     return call
 
 
-def _ceiling(table: torch.Tensor, threads: int) -> float:
-    """Bytes per second of plain random reads of whole rows, best of five, each thread with rows of its own."""
-    words = table.view(torch.uint8).reshape(len(table), -1).view(torch.float32).numpy()
-    rng = np.random.default_rng(1)
-    target = cpu_target()
-    count = 20_000
-    best = 0.0
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        for _ in range(5):
-            indices = [rng.integers(0, len(words), count) for _ in range(threads)]
-            started = time.perf_counter()
-            list(pool.map(lambda chosen: gather(target, words, chosen), indices))
-            best = max(best, threads * count * words.shape[1] * 4 / (time.perf_counter() - started))
-    return best
-
-
 def _lookups(
     dtype: str, rounds: int, threads: int, table_bytes: int, *, huge_pages: bool = False
 ) -> Iterator[OpResult]:
@@ -145,7 +127,8 @@ def _lookups(
     rows = table_bytes // (VALUE_DIM * torch_dtype.itemsize)
     table = _random_table(rows, VALUE_DIM, torch_dtype, huge_pages=huge_pages)
     label = f"lookup {dtype}{', huge pages' if huge_pages else ''}"
-    ceiling = _ceiling(table, threads)
+    words = table.view(torch.uint8).reshape(-1).view(torch.float32).numpy()
+    ceiling = gather_rate(words, VALUE_DIM * torch_dtype.itemsize, threads)
     signature = LookupSignature(shards=1, pre_values=False, quantized=dtype == "int8")
     model = lookup_model(signature, pre_value_dim=0, rows_per_shard=rows, rows=onnx_type)
     fixed = {"rows_0": _ort_value(table, dtype)}

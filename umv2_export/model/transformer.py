@@ -30,6 +30,9 @@ class ModelOutput(NamedTuple):
         hidden: the input of every block, and last the output of the final norm; [B, S, hidden_size] each.
         routing: per memory layer, what it retrieved and from which scores.
         router_logits: per block of experts, [B*S, E].
+        normed: per block, what its FFN or experts, and memory layers, read; [B, S, hidden_size].
+        ffn: per block, what its FFN or experts add.
+        memory: per memory layer, what it adds.
     """
 
     logits: torch.Tensor
@@ -37,6 +40,9 @@ class ModelOutput(NamedTuple):
     hidden: list[torch.Tensor]
     routing: list[Routing]
     router_logits: list[torch.Tensor]
+    normed: list[torch.Tensor]
+    ffn: list[torch.Tensor]
+    memory: list[torch.Tensor]
 
 
 class LanguageModel(nn.Module):
@@ -101,7 +107,8 @@ class Transformer(nn.Module):
         """See `LanguageModel.forward`."""
         x_BSD = self.wte(input_ids_BS)
         positions = Positions(attention_mask_BT, input_ids_BS.shape[1], self.config, x_BSD.dtype)
-        present, hidden, router_logits = [], [], []
+        present, hidden, router_logits, normed, ffn = [], [], [], [], []
+        memory: dict[int, torch.Tensor] = {}
         routing: dict[int, Routing] = {}
         pending: dict[int, list[torch.Tensor]] = {}
         for i, block in enumerate(cast("Iterable[Block]", self.blocks)):
@@ -109,26 +116,39 @@ class Transformer(nn.Module):
             after_attention_BSD, key_value = block.attention(x_BSD, positions, past[i])
             present.append(key_value)
             normed_BSD = block.ff_norm(after_attention_BSD)
+            normed.append(normed_BSD)
             if block.router is None:
-                x_BSD = after_attention_BSD + block.swiglu(normed_BSD)
+                ffn.append(block.swiglu(normed_BSD))
             else:
                 router_logits.append(block.router(normed_BSD.flatten(0, 1)))
                 mixed_TD = block.experts(normed_BSD.flatten(0, 1), router_logits[-1])
-                x_BSD = after_attention_BSD + mixed_TD.reshape(normed_BSD.shape)
+                ffn.append(mixed_TD.reshape(normed_BSD.shape))
+            x_BSD = after_attention_BSD + ffn[-1]
             for j, (read, add) in enumerate(self.config.memory.placements):
                 if read == i:
                     forced = None if forced_addresses is None else forced_addresses[j]
                     output_TD, layer_routing = self.mem_blocks[j](
                         normed_BSD.flatten(0, 1), self.full_memory_layer, forced
                     )
-                    pending.setdefault(add, []).append(output_TD.reshape(normed_BSD.shape))
+                    memory[j] = output_TD.reshape(normed_BSD.shape)
+                    pending.setdefault(add, []).append(memory[j])
                     routing[j] = layer_routing
             for output_BSD in pending.pop(i, []):
                 x_BSD = x_BSD + output_BSD
         hidden.append(self.ln_f(x_BSD))
         head_XD = self.wte.weight if self.ff_out is None else self.ff_out.weight
         logits_BSX = nn.functional.linear(hidden[-1], head_XD)
-        return ModelOutput(logits_BSX, present, hidden, [routing[j] for j in range(len(routing))], router_logits)
+        layers = range(len(routing))
+        return ModelOutput(
+            logits_BSX,
+            present,
+            hidden,
+            [routing[j] for j in layers],
+            router_logits,
+            normed,
+            ffn,
+            [memory[j] for j in layers],
+        )
 
 
 class Block(nn.Module):

@@ -1,6 +1,7 @@
 """The folded model -> an ONNX graph, traced on fake tensors: no weight is allocated or read."""
 
 import contextlib
+import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ __all__ = [
     "input_names",
     "op_signatures",
     "output_names",
+    "part_names",
     "probe_names",
     "quiet_exporter",
     "trace",
@@ -58,6 +60,17 @@ def probe_names(config: ModelConfig) -> list[str]:
     retrieved = [f"{kind}.{j}" for j in range(config.memory.layers) for kind in kinds]
     routers = [f"router_logits.{i}" for i in range(config.num_layers if config.experts else 0)]
     return [*hidden, *retrieved, *routers]
+
+
+def part_names(config: ModelConfig) -> tuple[list[str], list[str]]:
+    """Names of inner values between which a benchmark cuts out what differs between two models.
+
+    `normed.{i}` is what the FFN or the experts of block i, and memory layers that read there, read; `ffn.{i}` and
+    `memory.{j}` are what they add to the residual stream.
+    """
+    blocks = range(config.num_layers)
+    memory = [f"memory.{j}" for j in range(config.memory.layers)]
+    return [f"normed.{i}" for i in blocks], [*(f"ffn.{i}" for i in blocks), *memory]
 
 
 def op_signatures(config: ModelConfig, layout: TableLayout) -> OpSignatures:
@@ -104,7 +117,8 @@ def trace(
         opset: version of the standard ops.
 
     Returns:
-        The graph with the custom ops opaque, its initializers without data, and the probe values named but no outputs.
+        The graph with the custom ops opaque, its initializers without data; probe and part values have their names, but
+        are no outputs.
     """
     with FakeTensorMode():
         model = _Traced(folded_model(config, layout, dtype, key_dtype, moe_form))
@@ -129,7 +143,7 @@ def trace(
                 [(cache_axes, cache_axes)] * config.num_layers,
             ),
             input_names=input_names(config),
-            output_names=[*output_names(config), *probe_names(config)],
+            output_names=[*output_names(config), *probe_names(config), *itertools.chain(*part_names(config))],
             opset_version=opset,
             custom_translation_table=translations(op_signatures(config, layout)),
             optimize=False,
@@ -156,7 +170,16 @@ class _Traced(nn.Module):
         output = self.transformer(input_ids, attention_mask, past_key_values, None)
         present = [tensor for key_value in output.present for tensor in key_value]
         routing = [tensor for layer in output.routing for tensor in layer]
-        return (output.logits.float(), *present, *output.hidden, *routing, *output.router_logits)
+        return (
+            output.logits.float(),
+            *present,
+            *output.hidden,
+            *routing,
+            *output.router_logits,
+            *output.normed,
+            *output.ffn,
+            *output.memory,
+        )
 
 
 def translations(signatures: OpSignatures) -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -1,0 +1,54 @@
+"""What the memory of this machine gives: rates that no model can beat by much."""
+
+import concurrent.futures
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+
+from umv2_export.memory import anonymous_memory
+from umv2_export.native_kernels import cpu_target, gather
+from umv2_export.runtimes.base import Array
+
+__all__ = ["gather_rate", "streaming_rate", "table_of_words"]
+
+REPEATS = 5
+GATHERED_ROWS = 20_000
+
+
+def table_of_words(size: int) -> Array:
+    """`size` bytes of fp32 zeros in pages of 4 KiB, each touched: untouched ones are all the same page."""
+    words = np.frombuffer(anonymous_memory(size, huge_pages=False), dtype=np.float32)
+    words[:: 4096 // 4] = 1.0
+    return words
+
+
+def streaming_rate(words: Array, threads: int) -> float:
+    """Bytes per second of reading memory from one end to the other, each thread a part of its own; the best of five."""
+    rows = words.reshape(-1, 1024)
+    parts = np.array_split(np.arange(len(rows)), threads)
+    return max(_rate(threads, words.nbytes, partial(_read, rows, parts)) for _ in range(REPEATS))
+
+
+def gather_rate(words: Array, row_bytes: int, threads: int) -> float:
+    """Bytes per second of plain reads of whole random rows; the best of five, each thread with rows of its own."""
+    size = row_bytes // 4
+    rows = words[: len(words) // size * size].reshape(-1, size)
+    rng = np.random.default_rng(1)
+    best = 0.0
+    for _ in range(REPEATS):
+        indices = [rng.integers(0, len(rows), GATHERED_ROWS) for _ in range(threads)]
+        best = max(best, _rate(threads, threads * GATHERED_ROWS * row_bytes, partial(_read, rows, indices)))
+    return best
+
+
+def _read(rows: Array, indices: Sequence[Array], thread: int) -> float:
+    return gather(cpu_target(), rows, indices[thread])
+
+
+def _rate(threads: int, size: int, read: Callable[[int], object]) -> float:
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        started = time.perf_counter()
+        list(pool.map(read, range(threads)))
+        return size / (time.perf_counter() - started)

@@ -1,0 +1,386 @@
+"""Decode steps and prefill of exported models, side by side: latency, and the bytes that each step moves."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from umv2_export import native_library
+from umv2_export.bench.ceilings import gather_rate, streaming_rate, table_of_words
+from umv2_export.bench.cut import part_graph
+from umv2_export.bench.one_node import share_threads
+from umv2_export.bench.timing import Timing, alternate
+from umv2_export.bench.trace import trace_routing
+from umv2_export.bench.traffic import Hits, Traffic, count_traffic, expected_hits
+from umv2_export.bundle import Bundle
+from umv2_export.progress import Tracker, silent
+from umv2_export.runtimes import open_runtime
+from umv2_export.runtimes.base import Array
+
+__all__ = ["BenchOptions", "BenchResult", "Ceilings", "StepResult", "benchmark_steps"]
+
+# Positions before the token whose routing is traced: real text costs a prefill, and the near context decides.
+TRACED_PAST = 64
+
+# A gather ceiling on less would be one of the cache.
+CEILING_BYTES = 2 * 2**30
+SMALLEST_ROW = 256
+
+# Sets of inputs that calls take in turn, so that no call finds the rows of the one before in the cache.
+INPUTS = 8
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What the user chooses.
+
+    Attributes:
+        batches: sequences of a decode step.
+        past: cached positions of each sequence.
+        prefill: tokens of a prompt of one sequence.
+        rounds: counted calls of each contender.
+        threads: of the machine.
+        runtime: of the model; baselines of experts run in stock ONNX Runtime, which is their fastest.
+    """
+
+    batches: Sequence[int]
+    past: int
+    prefill: int
+    rounds: int
+    threads: int
+    runtime: str
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One forward of one model.
+
+    Attributes:
+        model: name of the bundle's folder.
+        runtime: that ran it.
+        batch, sequence, past: shape of the forward.
+        latency: of the whole forward.
+        core_latency: of FFNs and memory layers, or experts, alone; None for prefill.
+        traffic: bytes, from traced routing; of prefill expected ones.
+        expected: bytes under uniform routing.
+        unique_rows, unique_experts: distinct ones that were hit, over all layers.
+        density: their share of all rows that layers see, or of all experts.
+    """
+
+    model: str
+    runtime: str
+    batch: int
+    sequence: int
+    past: int
+    latency: Timing
+    core_latency: Timing | None
+    traffic: Traffic
+    expected: Traffic
+    unique_rows: int
+    unique_experts: int
+    density: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens."""
+        return self.batch * self.sequence / self.latency.p50 * 1e3
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        """Of all counted bytes."""
+        return self.traffic.total / self.latency.p50 / 1e6
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {
+            "model": self.model,
+            "runtime": self.runtime,
+            "batch": self.batch,
+            "sequence": self.sequence,
+            "past": self.past,
+            "latency_ms": asdict(self.latency),
+            "core_latency_ms": None if self.core_latency is None else asdict(self.core_latency),
+            "tokens_per_second": self.tokens_per_second,
+            "bytes": self.traffic.as_dict(),
+            "expected_bytes": self.expected.as_dict(),
+            "unique_rows": self.unique_rows,
+            "unique_experts": self.unique_experts,
+            "density": self.density,
+            "gigabytes_per_second": self.gigabytes_per_second,
+        }
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Bytes per second that this machine reads: from end to end, and whole rows or experts at random."""
+
+    streaming: float
+    gather: float
+    row_bytes: int
+
+
+@dataclass
+class BenchResult:
+    """All of a run.
+
+    Attributes:
+        ceilings: of the machine.
+        decode: (model, fastest baseline or None) for each batch.
+        prefill: likewise, once.
+        warnings: what makes a comparison unfair.
+    """
+
+    ceilings: Ceilings | None = None
+    decode: list[tuple[StepResult, StepResult | None]] = field(default_factory=list)
+    prefill: list[tuple[StepResult, StepResult | None]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON; the baseline of a batch is the fastest of all that were given, and says which."""
+        fastest = [baseline for _, baseline in self.decode if baseline is not None]
+        return {
+            "ceilings": None if self.ceilings is None else asdict(self.ceilings),
+            "warnings": self.warnings,
+            "batches": [model.as_dict() for model, _ in self.decode],
+            "baseline": {"batches": [baseline.as_dict() for baseline in fastest]} if fastest else None,
+            "ratios": [_ratios(model, baseline) for model, baseline in self.decode if baseline is not None],
+            "prefill": [
+                {"model": model.as_dict(), "baseline": None if baseline is None else baseline.as_dict()}
+                for model, baseline in self.prefill
+            ],
+        }
+
+
+def _ratios(model: StepResult, baseline: StepResult) -> dict[str, object]:
+    """Baseline over model: above 1 the model is faster, or moves fewer bytes."""
+    cores = (model.core_latency, baseline.core_latency)
+    return {
+        "batch": model.batch,
+        "baseline": baseline.model,
+        "latency": baseline.latency.p50 / model.latency.p50,
+        "core_latency": None if cores[0] is None or cores[1] is None else cores[1].p50 / cores[0].p50,
+        "bytes": baseline.traffic.total / model.traffic.total,
+        "core_bytes": baseline.traffic.core / model.traffic.core,
+        "expected_core_bytes": baseline.expected.core / model.expected.core,
+    }
+
+
+class _Contender:
+    """A bundle in one runtime, its whole graph and its core open in sessions of the shared threads."""
+
+    def __init__(self, bundle: Bundle, runtime: str) -> None:
+        self.bundle, self.runtime = bundle, runtime
+        self.name = bundle.path.resolve().name
+        self._cache_dtype = np.float16 if bundle.manifest.dtype == "fp16" else np.float32
+        self.step = self._open(bundle.graph().SerializeToString())
+        self.core = self._open(part_graph(bundle).SerializeToString())
+
+    @property
+    def native(self) -> bool:
+        """The native ops run."""
+        return self.runtime == "onnxruntime-native"
+
+    def step_call(self, batch: int, sequence: int, past: int, caches: "_Caches") -> Callable[[int], object]:
+        """A call of the whole graph; each of a few sets of token ids in turn."""
+        rng = np.random.default_rng(batch)
+        config = self.bundle.config
+        cache = caches.of(self.bundle, batch, past, self._cache_dtype)
+        mask = np.ones((batch, past + sequence), dtype=np.int64)
+        bindings = []
+        for _ in range(INPUTS):
+            binding = self.step.io_binding()
+            binding.bind_cpu_input("input_ids", rng.integers(0, config.vocab_size, (batch, sequence)))
+            binding.bind_cpu_input("attention_mask", mask)
+            for i in range(config.num_layers):
+                for kind in ("key", "value"):
+                    binding.bind_ortvalue_input(f"past_key_values.{i}.{kind}", cache)
+            bindings.append(self._with_outputs(self.step, binding))
+        return self._caller(self.step, bindings)
+
+    def core_call(self, batch: int, caches: "_Caches") -> Callable[[int], object]:
+        """A call of the core; each of a few sets of normed inputs in turn."""
+        rng = np.random.default_rng(batch)
+        names = [value.name for value in self.core.get_inputs()]
+        bindings = []
+        for _ in range(INPUTS):
+            binding = self.core.io_binding()
+            for name in names:
+                if name.startswith("normed."):
+                    normed = rng.standard_normal((batch, 1, self.bundle.config.hidden_size)).astype(self._cache_dtype)
+                    binding.bind_cpu_input(name, normed)
+                elif name.startswith("past_key_values."):
+                    binding.bind_ortvalue_input(name, caches.of(self.bundle, batch, 0, self._cache_dtype))
+                else:  # token ids or mask: of their shape alone
+                    binding.bind_cpu_input(name, np.ones((batch, 1), dtype=np.int64))
+            bindings.append(self._with_outputs(self.core, binding))
+        return self._caller(self.core, bindings)
+
+    def _open(self, graph: bytes) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.use_per_session_threads = False
+        options.log_severity_level = 3
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(self.bundle.path.resolve())
+        )
+        if self.native:
+            options.register_custom_ops_library(native_library())
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    @staticmethod
+    def _with_outputs(session: Any, binding: Any) -> Any:
+        for output in session.get_outputs():
+            binding.bind_output(output.name)
+        return binding
+
+    @staticmethod
+    def _caller(session: Any, bindings: list[Any]) -> Callable[[int], object]:
+        def call(number: int) -> None:
+            binding = bindings[number % INPUTS]
+            session.run_with_iobinding(binding)
+            # Outputs of a large batch are gigabytes of cache: they go before the next contender makes its own.
+            binding.clear_binding_outputs()
+            _Contender._with_outputs(session, binding)
+
+        return call
+
+
+class _Caches:
+    """One cache tensor for all layers and contenders of a shape: times do not depend on its values."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[object, ...], Any] = {}
+
+    def of(self, bundle: Bundle, batch: int, past: int, dtype: Any) -> Any:
+        """Random keys or values [batch, heads, past, head_size]."""
+        shape = (batch, bundle.config.num_heads, past, bundle.config.head_size)
+        key = (*shape, np.dtype(dtype).name)
+        if key not in self._values:
+            self._values.clear()
+            drawn = np.random.default_rng(0).standard_normal(shape, dtype=np.float32).astype(dtype)
+            self._values[key] = onnxruntime.OrtValue.ortvalue_from_numpy(drawn)
+        return self._values[key]
+
+
+def benchmark_steps(
+    bundle: Bundle,
+    baselines: Sequence[Bundle],
+    text: Callable[[Bundle], Array],
+    options: BenchOptions,
+    track: Tracker = silent,
+) -> BenchResult:
+    """Time a model and its baselines in alternation, and count their bytes on real text.
+
+    Args:
+        bundle: the model.
+        baselines: what it is compared with; several are exports of one model in different forms, of which the fastest
+            counts at each batch.
+        text: makes the token ids of the traced text.
+        options: of the run.
+        track: progress.
+
+    Raises:
+        InvalidRequest: the text is too short.
+        InputRejected: a runtime refuses a bundle.
+    """
+    result = BenchResult(warnings=[line for baseline in baselines for line in _unfair(bundle, baseline)])
+    models = [(bundle, options.runtime), *((baseline, "onnxruntime") for baseline in baselines)]
+    done = track("tracing the routing of real text", len(models))
+    traces = []
+    # Before threads are shared: from then on no session of the process has threads of its own.
+    for model, runtime in models:
+        ids, length = text(model), min(options.past, TRACED_PAST) + 1
+        opened = open_runtime(runtime, model)
+        traces.append(trace_routing(opened, model, ids, sequences=max(options.batches), length=length))
+        del opened
+        done(1)
+    share_threads(options.threads)
+    result.ceilings = _ceilings(bundle, options.threads)
+    contenders = [_Contender(model, runtime) for model, runtime in models]
+    caches = _Caches()
+    done = track("timing", len(options.batches) + 1)
+    for batch in options.batches:
+        steps = [contender.step_call(batch, 1, options.past, caches) for contender in contenders]
+        latencies = alternate(steps, rounds=options.rounds, warmup=1)
+        del steps
+        cores = alternate(
+            [contender.core_call(batch, caches) for contender in contenders], rounds=options.rounds, warmup=1
+        )
+        results = []
+        for contender, trace, latency, core in zip(contenders, traces, latencies, cores, strict=True):
+            hits = trace.hits(contender.bundle, batch)
+            count = partial(count_traffic, contender.bundle, batch=batch, past=options.past, native=contender.native)
+            results.append(
+                StepResult(
+                    contender.name,
+                    contender.runtime,
+                    batch,
+                    1,
+                    options.past,
+                    latency,
+                    core,
+                    count(hits),
+                    count(expected_hits(contender.bundle, batch)),
+                    int(sum(hits.rows)),
+                    int(sum(hits.experts)),
+                    _density(contender.bundle, hits),
+                )
+            )
+        result.decode.append(_with_fastest(results))
+        done(1)
+    result.prefill.append(_prefill(contenders, options, caches))
+    done(1)
+    return result
+
+
+def _ceilings(bundle: Bundle, threads: int) -> Ceilings:
+    row_bytes = max(bundle.layout.row_size * bundle.layout.dtype.itemsize, SMALLEST_ROW)
+    words = table_of_words(CEILING_BYTES)
+    return Ceilings(streaming_rate(words, threads), gather_rate(words, row_bytes, threads), row_bytes)
+
+
+def _prefill(
+    contenders: Sequence[_Contender], options: BenchOptions, caches: _Caches
+) -> tuple[StepResult, StepResult | None]:
+    calls = [contender.step_call(1, options.prefill, 0, caches) for contender in contenders]
+    results = []
+    for contender, latency in zip(contenders, alternate(calls, rounds=options.rounds, warmup=1), strict=True):
+        hits = expected_hits(contender.bundle, options.prefill)
+        traffic = count_traffic(contender.bundle, hits, batch=1, past=0, native=contender.native)
+        shape = (contender.name, contender.runtime, 1, options.prefill, 0)
+        results.append(
+            StepResult(
+                *shape,
+                latency,
+                None,
+                traffic,
+                traffic,
+                round(sum(hits.rows)),
+                round(sum(hits.experts)),
+                _density(contender.bundle, hits),
+            )
+        )
+    return _with_fastest(results)
+
+
+def _density(bundle: Bundle, hits: Hits) -> float:
+    config = bundle.config
+    if config.experts is not None:
+        return sum(hits.experts) / (config.num_layers * config.experts.count)
+    return sum(hits.rows) / (config.memory.layers * config.memory.visible_rows)
+
+
+def _with_fastest(results: Sequence[StepResult]) -> tuple[StepResult, StepResult | None]:
+    return results[0], min(results[1:], key=lambda result: result.latency.p50, default=None)
+
+
+def _unfair(bundle: Bundle, baseline: Bundle) -> list[str]:
+    """Sizes of the two models that differ by more than 5 %."""
+    ours, theirs = bundle.manifest.parameters, baseline.manifest.parameters
+    return [
+        f"{kind} parameters: {ours[kind]:,} in {bundle.path.name}, {theirs[kind]:,} in {baseline.path.name}"
+        for kind in ("total", "activated")
+        if abs(ours[kind] / theirs[kind] - 1) > 0.05
+    ]
