@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from umv2_export.bench.ceilings import gather_rate, streaming_rate, table_of_wor
 from umv2_export.bench.cut import part_graph
 from umv2_export.bench.one_node import share_threads
 from umv2_export.bench.timing import Timing, alternate
-from umv2_export.bench.trace import trace_routing
+from umv2_export.bench.trace import Trace, trace_routing
 from umv2_export.bench.traffic import Hits, Traffic, count_traffic, expected_hits
 from umv2_export.bundle import Bundle
 from umv2_export.progress import Tracker, silent
@@ -29,7 +28,7 @@ TRACED_PAST = 64
 CEILING_BYTES = 2 * 2**30
 SMALLEST_ROW = 256
 
-# Sets of inputs that calls take in turn, so that no call finds the rows of the one before in the cache.
+# Sets of sequences that calls take in turn.
 INPUTS = 8
 
 
@@ -171,10 +170,10 @@ def _ratios(model: StepResult, baseline: StepResult) -> dict[str, object]:
 class _Contender:
     """A bundle in one runtime, its whole graph and its core open in sessions of the shared threads."""
 
-    def __init__(self, bundle: Bundle, runtime: str) -> None:
-        self.bundle, self.runtime = bundle, runtime
+    def __init__(self, bundle: Bundle, runtime: str, trace: Trace) -> None:
+        self.bundle, self.runtime, self.trace = bundle, runtime, trace
         self.name = bundle.path.resolve().name
-        self._cache_dtype = np.float16 if bundle.manifest.dtype == "fp16" else np.float32
+        self._dtype = np.float16 if bundle.manifest.dtype == "fp16" else np.float32
         self.step = self._open(bundle.graph().SerializeToString())
         self.core = self._open(part_graph(bundle).SerializeToString())
 
@@ -183,40 +182,69 @@ class _Contender:
         """The native ops run."""
         return self.runtime == "onnxruntime-native"
 
-    def step_call(self, batch: int, sequence: int, past: int, caches: "_Caches") -> Callable[[int], object]:
-        """A call of the whole graph; each of a few sets of token ids in turn."""
-        rng = np.random.default_rng(batch)
-        config = self.bundle.config
-        cache = caches.of(self.bundle, batch, past, self._cache_dtype)
-        mask = np.ones((batch, past + sequence), dtype=np.int64)
+    def sets(self, batch: int) -> list[slice]:
+        """Sequences by which calls take turns, so that none finds the rows of the one before in the cache."""
+        count = min(INPUTS, self.trace.sequences // batch)
+        return [slice(i * batch, (i + 1) * batch) for i in range(count)]
+
+    def decode_call(self, batch: int, past: int) -> Callable[[int], object]:
+        """A decode step of the whole graph, after real text."""
+        mask = np.ones((batch, past + 1), dtype=np.int64)
         bindings = []
-        for _ in range(INPUTS):
+        for chosen in self.sets(batch):
             binding = self.step.io_binding()
-            binding.bind_cpu_input("input_ids", rng.integers(0, config.vocab_size, (batch, sequence)))
+            binding.bind_cpu_input("input_ids", np.ascontiguousarray(self.trace.token_ids[chosen]))
             binding.bind_cpu_input("attention_mask", mask)
-            for i in range(config.num_layers):
-                for offset, kind in enumerate(("key", "value")):
-                    binding.bind_ortvalue_input(f"past_key_values.{i}.{kind}", cache[2 * i + offset])
-            bindings.append(self._with_outputs(self.step, binding))
+            for i, pair in enumerate(self.trace.past):
+                for kind, cache in zip(("key", "value"), pair, strict=True):
+                    binding.bind_cpu_input(f"past_key_values.{i}.{kind}", self._extended(cache[chosen], past))
+            bindings.append(binding)
         return self._caller(self.step, bindings)
 
-    def core_call(self, batch: int, caches: "_Caches") -> Callable[[int], object]:
-        """A call of the core; each of a few sets of normed inputs in turn."""
-        rng = np.random.default_rng(batch)
-        names = [value.name for value in self.core.get_inputs()]
+    def prefill_call(self, length: int) -> Callable[[int], object]:
+        """A prompt of one sequence, from the words that end the traced ones."""
         bindings = []
-        for _ in range(INPUTS):
+        for i in range(INPUTS):
+            ids = np.resize(np.roll(self.trace.token_ids[:, 0], i), (1, length))
+            binding = self.step.io_binding()
+            binding.bind_cpu_input("input_ids", ids)
+            binding.bind_cpu_input("attention_mask", np.ones_like(ids))
+            for layer, pair in enumerate(self.trace.past):
+                for kind, cache in zip(("key", "value"), pair, strict=True):
+                    empty = np.empty((1, cache.shape[1], 0, cache.shape[3]), dtype=self._dtype)
+                    binding.bind_cpu_input(f"past_key_values.{layer}.{kind}", empty)
+            bindings.append(binding)
+        return self._caller(self.step, bindings)
+
+    def core_call(self, batch: int) -> Callable[[int], object]:
+        """The core alone, on what it read in the traced text."""
+        bindings = []
+        for chosen in self.sets(batch):
             binding = self.core.io_binding()
-            for name in names:
+            for name in (value.name for value in self.core.get_inputs()):
                 if name.startswith("normed."):
-                    normed = rng.standard_normal((batch, 1, self.bundle.config.hidden_size)).astype(self._cache_dtype)
-                    binding.bind_cpu_input(name, normed)
+                    normed = self.trace.probes[name][chosen, None].astype(self._dtype)
+                    binding.bind_cpu_input(name, np.ascontiguousarray(normed))
                 elif name.startswith("past_key_values."):
-                    binding.bind_ortvalue_input(name, caches.of(self.bundle, batch, 0, self._cache_dtype)[0])
+                    shape = (batch, self.bundle.config.num_heads, 0, self.bundle.config.head_size)
+                    binding.bind_cpu_input(name, np.empty(shape, dtype=self._dtype))
                 else:  # token ids or mask: of their shape alone
                     binding.bind_cpu_input(name, np.ones((batch, 1), dtype=np.int64))
-            bindings.append(self._with_outputs(self.core, binding))
+            bindings.append(binding)
         return self._caller(self.core, bindings)
+
+    def traffic(self, batch: int, past: int) -> tuple[Traffic, list[Hits]]:
+        """Bytes of the step that is timed: the mean of its sets of sequences."""
+        hits = [self.trace.hits(self.bundle, chosen) for chosen in self.sets(batch)]
+        counted = [count_traffic(self.bundle, one, batch=batch, past=past, native=self.native) for one in hits]
+        return Traffic.mean(counted), hits
+
+    def _extended(self, cache: Array, past: int) -> Array:
+        """Of length `past`. Positions are repeated: attention to a key that stands twice is that to the key."""
+        traced = cache.shape[2]
+        if past > traced:
+            cache = np.take(cache, np.arange(past) % traced, axis=2)
+        return np.ascontiguousarray(cache[:, :, :past], dtype=self._dtype)
 
     def _open(self, graph: bytes) -> Any:
         options = onnxruntime.SessionOptions()
@@ -230,40 +258,18 @@ class _Contender:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     @staticmethod
-    def _with_outputs(session: Any, binding: Any) -> Any:
-        for output in session.get_outputs():
-            binding.bind_output(output.name)
-        return binding
-
-    @staticmethod
     def _caller(session: Any, bindings: list[Any]) -> Callable[[int], object]:
+        names = [output.name for output in session.get_outputs()]
+
         def call(number: int) -> None:
-            binding = bindings[number % INPUTS]
+            binding = bindings[number % len(bindings)]
+            for name in names:
+                binding.bind_output(name)
             session.run_with_iobinding(binding)
             # Outputs of a large batch are gigabytes of cache: they go before the next contender makes its own.
             binding.clear_binding_outputs()
-            _Contender._with_outputs(session, binding)
 
         return call
-
-
-class _Caches:
-    """The cache that contenders of one shape share: times do not depend on its values."""
-
-    def __init__(self) -> None:
-        self._values: dict[tuple[object, ...], list[Any]] = {}
-
-    def of(self, bundle: Bundle, batch: int, past: int, dtype: Any) -> list[Any]:
-        """Keys and values of each block [batch, heads, past, head_size]; zeros would all be one page of the system's."""
-        shape = (batch, bundle.config.num_heads, past, bundle.config.head_size)
-        key = (*shape, bundle.config.num_layers, np.dtype(dtype).name)
-        if key not in self._values:
-            # One shape at a time: a large batch has gigabytes.
-            self._values = {key: []}
-            for _ in range(2 * bundle.config.num_layers):
-                filled = np.full(shape, 0.5, dtype=dtype)
-                self._values[key].append(onnxruntime.OrtValue.ortvalue_from_numpy(filled))
-        return self._values[key]
 
 
 def benchmark_steps(
@@ -289,52 +295,62 @@ def benchmark_steps(
     """
     result = BenchResult(warnings=[line for baseline in baselines for line in _unfair(bundle, baseline)])
     models = [(bundle, options.runtime), *((baseline, "onnxruntime") for baseline in baselines)]
-    done = track("tracing the routing of real text", len(models))
-    traces = []
     # Before threads are shared: from then on no session of the process has threads of its own.
-    for model, runtime in models:
-        ids, length = text(model), min(options.past, TRACED_PAST) + 1
-        opened = open_runtime(runtime, model)
-        traces.append(trace_routing(opened, model, ids, sequences=max(options.batches), length=length))
-        del opened
-        done(1)
+    traces = _traces(models, text, options, track)
     share_threads(options.threads)
     result.ceilings = _ceilings(bundle, options.threads)
-    contenders = [_Contender(model, runtime) for model, runtime in models]
-    caches = _Caches()
+    contenders = [_Contender(model, runtime, trace) for (model, runtime), trace in zip(models, traces, strict=True)]
     done = track("timing", len(options.batches) + 1)
     for batch in options.batches:
-        steps = [contender.step_call(batch, 1, options.past, caches) for contender in contenders]
-        latencies = alternate(steps, rounds=options.rounds, warmup=INPUTS // 2)
-        del steps
-        cores = alternate(
-            [contender.core_call(batch, caches) for contender in contenders], rounds=options.rounds, warmup=INPUTS // 2
-        )
-        results = []
-        for contender, trace, latency, core in zip(contenders, traces, latencies, cores, strict=True):
-            hits = trace.hits(contender.bundle, batch)
-            count = partial(count_traffic, contender.bundle, batch=batch, past=options.past, native=contender.native)
-            results.append(
-                StepResult(
-                    contender.name,
-                    contender.runtime,
-                    batch,
-                    1,
-                    options.past,
-                    latency,
-                    core,
-                    count(hits),
-                    count(expected_hits(contender.bundle, batch)),
-                    int(sum(hits.rows)),
-                    int(sum(hits.experts)),
-                    _density(contender.bundle, hits),
-                )
-            )
+        calls = [contender.decode_call(batch, options.past) for contender in contenders]
+        latencies = alternate(calls, rounds=options.rounds, warmup=INPUTS // 2)
+        calls = [contender.core_call(batch) for contender in contenders]
+        cores = alternate(calls, rounds=options.rounds, warmup=INPUTS // 2)
+        results = [
+            _decode_result(contender, batch, options.past, latency, core)
+            for contender, latency, core in zip(contenders, latencies, cores, strict=True)
+        ]
         result.decode.append(_with_fastest(results))
         done(1)
-    result.prefill.append(_prefill(contenders, options, caches))
+    result.prefill.append(_prefill(contenders, options))
     done(1)
     return result
+
+
+def _traces(
+    models: Sequence[tuple[Bundle, str]], text: Callable[[Bundle], Array], options: BenchOptions, track: Tracker
+) -> list[Trace]:
+    """Of each model; two exports of one checkpoint have the same."""
+    done = track("reading real text", len(models))
+    found: dict[str, Trace] = {}
+    for model, runtime in models:
+        source = str(model.manifest.source.get("sha256", model.path))
+        if source not in found:
+            length = min(max(options.past, 1), TRACED_PAST) + 1
+            opened = open_runtime(runtime, model)
+            found[source] = trace_routing(opened, model, text(model), sequences=max(options.batches), length=length)
+            del opened
+        done(1)
+    return [found[str(model.manifest.source.get("sha256", model.path))] for model, _ in models]
+
+
+def _decode_result(contender: _Contender, batch: int, past: int, latency: Timing, core: Timing) -> StepResult:
+    traffic, hits = contender.traffic(batch, past)
+    expected = expected_hits(contender.bundle, batch)
+    return StepResult(
+        contender.name,
+        contender.runtime,
+        batch,
+        1,
+        past,
+        latency,
+        core,
+        traffic,
+        count_traffic(contender.bundle, expected, batch=batch, past=past, native=contender.native),
+        round(sum(sum(one.rows) for one in hits) / len(hits)),
+        round(sum(sum(one.experts) for one in hits) / len(hits)),
+        sum(_density(contender.bundle, one) for one in hits) / len(hits),
+    )
 
 
 def _ceilings(bundle: Bundle, threads: int) -> Ceilings:
@@ -343,10 +359,8 @@ def _ceilings(bundle: Bundle, threads: int) -> Ceilings:
     return Ceilings(streaming_rate(words, threads), gather_rate(words, row_bytes, threads), row_bytes)
 
 
-def _prefill(
-    contenders: Sequence[_Contender], options: BenchOptions, caches: _Caches
-) -> tuple[StepResult, StepResult | None]:
-    calls = [contender.step_call(1, options.prefill, 0, caches) for contender in contenders]
+def _prefill(contenders: Sequence[_Contender], options: BenchOptions) -> tuple[StepResult, StepResult | None]:
+    calls = [contender.prefill_call(options.prefill) for contender in contenders]
     results = []
     for contender, latency in zip(contenders, alternate(calls, rounds=options.rounds, warmup=INPUTS // 2), strict=True):
         hits = expected_hits(contender.bundle, options.prefill)

@@ -1,7 +1,6 @@
-"""Real routing: which rows and experts a model hits at the end of real text."""
+"""Real text before a decode step: its cache, and which rows and experts the step then hits."""
 
 import sysconfig
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,26 +18,36 @@ __all__ = ["Trace", "default_text", "text_ids", "trace_routing"]
 # Tokens of one traced forward: bounds the memory of its logits and probes.
 TRACED_TOKENS = 1024
 
+KEPT_PROBES = ("addresses.", "router_logits.", "normed.")
+
 # 2 MB of text: 256 sequences of 64 tokens and more in any tokenizer.
 TEXT_BYTES = 2 * 2**20
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Routing of many sequences at their last position.
+    """Many sequences of real text, ready for a decode step: the cache of all tokens but the last, and its routing.
 
     Attributes:
-        token_ids: int64 [sequences], the last token of each.
-        probes: `addresses.{j}` [sequences, K] and `router_logits.{i}` [sequences, E].
+        token_ids: int64 [sequences, 1], the last token of each.
+        probes: at that token: `addresses.{j}` [sequences, K], `router_logits.{i}` [sequences, E] and `normed.{i}`
+            [sequences, hidden_size].
+        past: of each block, rotated keys and values [sequences, heads, tokens - 1, head_size].
     """
 
     token_ids: Array
     probes: dict[str, Array]
+    past: list[tuple[Array, Array]]
 
-    def hits(self, bundle: Bundle, batch: int) -> Hits:
-        """Of one decode step of the first `batch` sequences."""
-        chosen = {name: probe[:batch] for name, probe in self.probes.items()}
-        return hits_of(bundle, self.token_ids[:batch], chosen)
+    @property
+    def sequences(self) -> int:
+        """How many."""
+        return len(self.token_ids)
+
+    def hits(self, bundle: Bundle, chosen: slice) -> Hits:
+        """Of one decode step of some sequences."""
+        probes = {name: probe[chosen] for name, probe in self.probes.items()}
+        return hits_of(bundle, self.token_ids[chosen], probes)
 
 
 def default_text() -> bytes:
@@ -62,7 +71,7 @@ def text_ids(bundle: Bundle, text: bytes) -> Array:
 
 
 def trace_routing(runtime: Runtime, bundle: Bundle, ids: Array, *, sequences: int, length: int) -> Trace:
-    """Run `sequences` pieces of text of `length` tokens, evenly spread over it, and keep the routing of the last token.
+    """Run `sequences` pieces of text of `length` tokens, evenly spread over it.
 
     Raises:
         InvalidRequest: the text is too short.
@@ -72,19 +81,20 @@ def trace_routing(runtime: Runtime, bundle: Bundle, ids: Array, *, sequences: in
             f"the text has {len(ids)} tokens, {sequences} sequences of {length} tokens need {sequences + length}",
             fix="pass a longer --text",
         )
+    config = bundle.config
     starts = np.linspace(0, len(ids) - length, sequences).astype(np.int64)
     prompts = np.stack([ids[start : start + length] for start in starts])
-    found: dict[str, list[Array]] = {}
-    for chunk in _chunks(prompts):
-        step = StepInput(chunk, np.ones_like(chunk), empty_cache(bundle.config, len(chunk)))
-        for name, probe in runtime.run(step, probe=True).probes.items():
-            if name.startswith(("addresses.", "router_logits.")):
-                last = probe.reshape(len(chunk), length, -1)[:, -1]
-                found.setdefault(name, []).append(last.copy())
-    return Trace(prompts[:, -1].copy(), {name: np.concatenate(pieces) for name, pieces in found.items()})
-
-
-def _chunks(prompts: Array) -> Iterator[Array]:
-    size = max(1, TRACED_TOKENS // prompts.shape[1])
-    for start in range(0, len(prompts), size):
-        yield prompts[start : start + size]
+    shape = (sequences, config.num_heads, length - 1, config.head_size)
+    past = [(np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)) for _ in range(config.num_layers)]
+    probes: dict[str, list[Array]] = {}
+    size = max(1, TRACED_TOKENS // length)
+    for start in range(0, sequences, size):
+        chunk = prompts[start : start + size]
+        output = runtime.run(StepInput(chunk, np.ones_like(chunk), empty_cache(config, len(chunk))), probe=True)
+        for name, probe in output.probes.items():
+            if name.startswith(KEPT_PROBES):
+                probes.setdefault(name, []).append(probe.reshape(len(chunk), length, -1)[:, -1].copy())
+        for kept, made in zip(past, output.present, strict=True):
+            for target, source in zip(kept, made, strict=True):
+                target[start : start + size] = source[:, :, :-1]
+    return Trace(prompts[:, -1:].copy(), {name: np.concatenate(pieces) for name, pieces in probes.items()}, past)

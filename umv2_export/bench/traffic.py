@@ -56,6 +56,12 @@ class Traffic:
         """What differs between a model of memory layers and one of experts: FFN and memory, or router and experts."""
         return self.dense + self.keys + self.map + self.rows + self.router + self.experts
 
+    @classmethod
+    def mean(cls, several: "Sequence[Traffic]") -> "Traffic":
+        """Part by part, in whole bytes."""
+        parts = [asdict(one) for one in several]
+        return cls(**{name: round(sum(part[name] for part in parts) / len(parts)) for name in parts[0]})
+
     def as_dict(self) -> dict[str, int]:
         """For JSON."""
         return {**asdict(self), "core": self.core, "total": self.total}

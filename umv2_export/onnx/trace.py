@@ -1,7 +1,6 @@
 """The folded model -> an ONNX graph, traced on fake tensors: no weight is allocated or read."""
 
 import contextlib
-import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -51,22 +50,23 @@ def output_names(config: ModelConfig) -> list[str]:
 
 
 def probe_names(config: ModelConfig) -> list[str]:
-    """Names of inner values by which parity finds the first layer that differs and the rows that were retrieved.
+    """Names of inner values by which parity finds the first layer that differs, and benchmarks what was hit.
 
-    `hidden.{i}` is the input of block i, or for i = num_layers the output of the final norm.
+    `hidden.{i}` is the input of block i, or for i = num_layers the output of the final norm; `normed.{i}` is what its
+    FFN or experts, and memory layers that read there, read.
     """
     hidden = [f"hidden.{i}" for i in range(config.num_layers + 1)]
     kinds = ("row_scores", "col_scores", "addresses")
     retrieved = [f"{kind}.{j}" for j in range(config.memory.layers) for kind in kinds]
     routers = [f"router_logits.{i}" for i in range(config.num_layers if config.experts else 0)]
-    return [*hidden, *retrieved, *routers]
+    return [*hidden, *retrieved, *routers, *part_names(config)[0]]
 
 
 def part_names(config: ModelConfig) -> tuple[list[str], list[str]]:
     """Names of inner values between which a benchmark cuts out what differs between two models.
 
-    `normed.{i}` is what the FFN or the experts of block i, and memory layers that read there, read; `ffn.{i}` and
-    `memory.{j}` are what they add to the residual stream.
+    From `normed.{i}` to `ffn.{i}` and `memory.{j}`, what FFN or experts of block i, and memory layer j, add to the
+    residual stream.
     """
     blocks = range(config.num_layers)
     memory = [f"memory.{j}" for j in range(config.memory.layers)]
@@ -143,7 +143,7 @@ def trace(
                 [(cache_axes, cache_axes)] * config.num_layers,
             ),
             input_names=input_names(config),
-            output_names=[*output_names(config), *probe_names(config), *itertools.chain(*part_names(config))],
+            output_names=[*output_names(config), *probe_names(config), *part_names(config)[1]],
             opset_version=opset,
             custom_translation_table=translations(op_signatures(config, layout)),
             optimize=False,

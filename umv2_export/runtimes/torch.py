@@ -106,5 +106,6 @@ class TorchRuntime:
             probes |= {f"hidden.{i}": hidden.numpy() for i, hidden in enumerate(output.hidden)}
             for j, routing in enumerate(output.routing):
                 probes |= {f"{name}.{j}": np.asarray(value) for name, value in routing._asdict().items()}
+            probes |= {f"normed.{i}": normed.numpy() for i, normed in enumerate(output.normed)}
             probes |= {f"router_logits.{i}": logits.numpy() for i, logits in enumerate(output.router_logits)}
         return StepOutput(output.logits.numpy(), present, probes)
