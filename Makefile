@@ -41,6 +41,7 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python samples/02_export_at_scale.py
 	$(BIN)/umv2-export bench-op
+	$(BIN)/python samples/03_traffic_at_scale.py
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

@@ -1,5 +1,6 @@
 """Decode steps and prefill of exported models, side by side: latency, and the bytes that each step moves."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from umv2_export.bench.timing import Timing, alternate
 from umv2_export.bench.trace import Trace, trace_routing
 from umv2_export.bench.traffic import Hits, Traffic, count_traffic, expected_hits
 from umv2_export.bundle import Bundle
-from umv2_export.progress import Tracker, silent
+from umv2_export.progress import Advance, Tracker, silent
 from umv2_export.runtimes import open_runtime
 from umv2_export.runtimes.base import Array
 
@@ -112,6 +113,9 @@ class StepResult:
         }
 
 
+Pair = tuple[StepResult, StepResult | None]
+
+
 @dataclass(frozen=True)
 class Ceilings:
     """Bytes per second that this machine reads: from end to end, and whole rows or experts at random."""
@@ -133,8 +137,8 @@ class BenchResult:
     """
 
     ceilings: Ceilings | None = None
-    decode: list[tuple[StepResult, StepResult | None]] = field(default_factory=list)
-    prefill: list[tuple[StepResult, StepResult | None]] = field(default_factory=list)
+    decode: list[Pair] = field(default_factory=list)
+    prefill: list[Pair] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, object]:
@@ -168,14 +172,27 @@ def _ratios(model: StepResult, baseline: StepResult) -> dict[str, object]:
 
 
 class _Contender:
-    """A bundle in one runtime, its whole graph and its core open in sessions of the shared threads."""
+    """A bundle in one runtime; a session at a time: each packs the weights anew, 4.5 GB of experts."""
 
     def __init__(self, bundle: Bundle, runtime: str, trace: Trace) -> None:
         self.bundle, self.runtime, self.trace = bundle, runtime, trace
         self.name = bundle.path.resolve().name
         self._dtype = np.float16 if bundle.manifest.dtype == "fp16" else np.float32
-        self.step = self._open(bundle.graph().SerializeToString())
-        self.core = self._open(part_graph(bundle).SerializeToString())
+        self._session: Any = None
+
+    def open_step(self) -> None:
+        """The whole graph."""
+        self.close()
+        self._session = self._open(self.bundle.graph().SerializeToString())
+
+    def open_core(self) -> None:
+        """The core alone."""
+        self.close()
+        self._session = self._open(part_graph(self.bundle).SerializeToString())
+
+    def close(self) -> None:
+        """Give the session's memory back."""
+        self._session = None
 
     @property
     def native(self) -> bool:
@@ -192,21 +209,21 @@ class _Contender:
         mask = np.ones((batch, past + 1), dtype=np.int64)
         bindings = []
         for chosen in self.sets(batch):
-            binding = self.step.io_binding()
+            binding = self._session.io_binding()
             binding.bind_cpu_input("input_ids", np.ascontiguousarray(self.trace.token_ids[chosen]))
             binding.bind_cpu_input("attention_mask", mask)
             for i, pair in enumerate(self.trace.past):
                 for kind, cache in zip(("key", "value"), pair, strict=True):
                     binding.bind_cpu_input(f"past_key_values.{i}.{kind}", self._extended(cache[chosen], past))
             bindings.append(binding)
-        return self._caller(self.step, bindings)
+        return self._caller(bindings)
 
     def prefill_call(self, length: int) -> Callable[[int], object]:
         """A prompt of one sequence, from the words that end the traced ones."""
         bindings = []
         for i in range(INPUTS):
             ids = np.resize(np.roll(self.trace.token_ids[:, 0], i), (1, length))
-            binding = self.step.io_binding()
+            binding = self._session.io_binding()
             binding.bind_cpu_input("input_ids", ids)
             binding.bind_cpu_input("attention_mask", np.ones_like(ids))
             for layer, pair in enumerate(self.trace.past):
@@ -214,14 +231,14 @@ class _Contender:
                     empty = np.empty((1, cache.shape[1], 0, cache.shape[3]), dtype=self._dtype)
                     binding.bind_cpu_input(f"past_key_values.{layer}.{kind}", empty)
             bindings.append(binding)
-        return self._caller(self.step, bindings)
+        return self._caller(bindings)
 
     def core_call(self, batch: int) -> Callable[[int], object]:
         """The core alone, on what it read in the traced text."""
         bindings = []
         for chosen in self.sets(batch):
-            binding = self.core.io_binding()
-            for name in (value.name for value in self.core.get_inputs()):
+            binding = self._session.io_binding()
+            for name in (value.name for value in self._session.get_inputs()):
                 if name.startswith("normed."):
                     normed = self.trace.probes[name][chosen, None].astype(self._dtype)
                     binding.bind_cpu_input(name, np.ascontiguousarray(normed))
@@ -231,7 +248,7 @@ class _Contender:
                 else:  # token ids or mask: of their shape alone
                     binding.bind_cpu_input(name, np.ones((batch, 1), dtype=np.int64))
             bindings.append(binding)
-        return self._caller(self.core, bindings)
+        return self._caller(bindings)
 
     def traffic(self, batch: int, past: int) -> tuple[Traffic, list[Hits]]:
         """Bytes of the step that is timed: the mean of its sets of sequences."""
@@ -257,8 +274,8 @@ class _Contender:
             options.register_custom_ops_library(native_library())
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
-    @staticmethod
-    def _caller(session: Any, bindings: list[Any]) -> Callable[[int], object]:
+    def _caller(self, bindings: list[Any]) -> Callable[[int], object]:
+        session = self._session
         names = [output.name for output in session.get_outputs()]
 
         def call(number: int) -> None:
@@ -299,22 +316,55 @@ def benchmark_steps(
     traces = _traces(models, text, options, track)
     share_threads(options.threads)
     result.ceilings = _ceilings(bundle, options.threads)
-    contenders = [_Contender(model, runtime, trace) for (model, runtime), trace in zip(models, traces, strict=True)]
-    done = track("timing", len(options.batches) + 1)
+    model, *others = (_Contender(one, runtime, trace) for (one, runtime), trace in zip(models, traces, strict=True))
+    done = track("timing", len(options.batches) * max(1, len(others)))
+    # One baseline after the other: three models with packed weights, and their caches, would not fit into 24 GB.
+    pairs = [_time_pair([model, other], options, done) for other in others] or [_time_pair([model], options, done)]
+    result.decode = [_fastest(steps) for steps in zip(*(decode for decode, _ in pairs), strict=True)]
+    result.prefill = [_fastest([prefill for _, prefill in pairs])]
+    return result
+
+
+def _time_pair(contenders: Sequence[_Contender], options: BenchOptions, done: Advance) -> tuple[list[Pair], Pair]:
+    """Decode at each batch, and prefill, of a model and at most one baseline in alternation."""
+    warmup = INPUTS // 2
+    for contender in contenders:
+        contender.open_step()
+    latencies, cores = [], []
     for batch in options.batches:
         calls = [contender.decode_call(batch, options.past) for contender in contenders]
-        latencies = alternate(calls, rounds=options.rounds, warmup=INPUTS // 2)
-        calls = [contender.core_call(batch) for contender in contenders]
-        cores = alternate(calls, rounds=options.rounds, warmup=INPUTS // 2)
-        results = [
-            _decode_result(contender, batch, options.past, latency, core)
-            for contender, latency, core in zip(contenders, latencies, cores, strict=True)
-        ]
-        result.decode.append(_with_fastest(results))
+        latencies.append(alternate(calls, rounds=options.rounds, warmup=warmup))
+        del calls
         done(1)
-    result.prefill.append(_prefill(contenders, options))
-    done(1)
-    return result
+    calls = [contender.prefill_call(options.prefill) for contender in contenders]
+    prefill = [
+        _prefill_result(contender, options.prefill, latency)
+        for contender, latency in zip(contenders, alternate(calls, rounds=options.rounds, warmup=warmup), strict=True)
+    ]
+    del calls
+    for contender in contenders:
+        contender.open_core()
+    for batch in options.batches:
+        calls = [contender.core_call(batch) for contender in contenders]
+        cores.append(alternate(calls, rounds=options.rounds, warmup=warmup))
+    for contender in contenders:
+        contender.close()
+    decode = [
+        _pair(
+            [_decode_result(c, batch, options.past, *times) for c, *times in zip(contenders, whole, core, strict=True)]
+        )
+        for batch, whole, core in zip(options.batches, latencies, cores, strict=True)
+    ]
+    return decode, _pair(prefill)
+
+
+def _pair(results: Sequence[StepResult]) -> Pair:
+    return results[0], results[1] if len(results) > 1 else None
+
+
+def _fastest(pairs: Sequence[Pair]) -> Pair:
+    """The pair with the fastest baseline: a model's time counts with that of the peer in its alternation."""
+    return min(pairs, key=lambda pair: math.inf if pair[1] is None else pair[1].latency.p50)
 
 
 def _traces(
@@ -359,26 +409,23 @@ def _ceilings(bundle: Bundle, threads: int) -> Ceilings:
     return Ceilings(streaming_rate(words, threads), gather_rate(words, row_bytes, threads), row_bytes)
 
 
-def _prefill(contenders: Sequence[_Contender], options: BenchOptions) -> tuple[StepResult, StepResult | None]:
-    calls = [contender.prefill_call(options.prefill) for contender in contenders]
-    results = []
-    for contender, latency in zip(contenders, alternate(calls, rounds=options.rounds, warmup=INPUTS // 2), strict=True):
-        hits = expected_hits(contender.bundle, options.prefill)
-        traffic = count_traffic(contender.bundle, hits, batch=1, past=0, native=contender.native)
-        shape = (contender.name, contender.runtime, 1, options.prefill, 0)
-        results.append(
-            StepResult(
-                *shape,
-                latency,
-                None,
-                traffic,
-                traffic,
-                round(sum(hits.rows)),
-                round(sum(hits.experts)),
-                _density(contender.bundle, hits),
-            )
-        )
-    return _with_fastest(results)
+def _prefill_result(contender: _Contender, length: int, latency: Timing) -> StepResult:
+    hits = expected_hits(contender.bundle, length)
+    traffic = count_traffic(contender.bundle, hits, batch=1, past=0, native=contender.native)
+    return StepResult(
+        contender.name,
+        contender.runtime,
+        1,
+        length,
+        0,
+        latency,
+        None,
+        traffic,
+        traffic,
+        round(sum(hits.rows)),
+        round(sum(hits.experts)),
+        _density(contender.bundle, hits),
+    )
 
 
 def _density(bundle: Bundle, hits: Hits) -> float:
@@ -386,10 +433,6 @@ def _density(bundle: Bundle, hits: Hits) -> float:
     if config.experts is not None:
         return sum(hits.experts) / (config.num_layers * config.experts.count)
     return sum(hits.rows) / (config.memory.layers * config.memory.visible_rows)
-
-
-def _with_fastest(results: Sequence[StepResult]) -> tuple[StepResult, StepResult | None]:
-    return results[0], min(results[1:], key=lambda result: result.latency.p50, default=None)
 
 
 def _unfair(bundle: Bundle, baseline: Bundle) -> list[str]:
