@@ -32,9 +32,10 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0; }
-th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
+td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #888; vertical-align: bottom; }
-figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; }
+figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; }
 figcaption { color: #555; font-size: .9rem; }
 .wide { overflow-x: auto; } .warning { background: #fff3cd; padding: .6rem 1rem; border-left: 4px solid #e0a800; }
 """
@@ -204,11 +205,10 @@ def _prefill_table(result: BenchResult) -> str:
 
 def _parts_table(result: BenchResult) -> str:
     names = [field.name for field in fields(Traffic)]
+    steps = [step for pair in result.decode for step in pair if step is not None]
+    names = [name for name in names if any(getattr(step.traffic, name) for step in steps)]
     rows = [
-        [step.model, str(step.batch), *(_megabytes(getattr(step.traffic, name)) for name in names)]
-        for pair in result.decode
-        for step in pair
-        if step is not None
+        [step.model, str(step.batch), *(_megabytes(getattr(step.traffic, name)) for name in names)] for step in steps
     ]
     return _table(["model", "batch", *(name.replace("_", " ") + ", MB" for name in names)], rows)
 
@@ -263,14 +263,26 @@ def _both(result: BenchResult) -> list[tuple[str, str, list[StepResult]]]:
 
 
 def _batch_axis(axes: Any, result: BenchResult) -> None:
+    from matplotlib.ticker import NullLocator  # noqa: PLC0415 - an optional package
+
     batches = [pair[0].batch for pair in result.decode]
     axes.set_xscale("log", base=2)
     axes.set_xticks(batches, [str(batch) for batch in batches])
-    axes.minorticks_off()
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("batch")
     axes.grid(visible=True, axis="y", color="#eeeeee")
     axes.set_axisbelow(True)
     axes.legend(frameon=False)
+
+
+def _log_scale(axes: Any) -> None:
+    """Logarithmic, with plain numbers at 1, 2 and 5 of each decade: a plot may span only one."""
+    from matplotlib import ticker  # noqa: PLC0415 - an optional package
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _plot_bytes(axes: Any, result: BenchResult) -> None:
@@ -278,7 +290,7 @@ def _plot_bytes(axes: Any, result: BenchResult) -> None:
         batches = [step.batch for step in steps]
         axes.plot(batches, [step.traffic.core / 1e6 for step in steps], "o-", color=color, label=label)
         axes.plot(batches, [step.expected.core / 1e6 for step in steps], "--", color=color, alpha=0.6)
-    axes.set_yscale("log")
+    _log_scale(axes)
     axes.set_ylabel("MB of a step")
     _batch_axis(axes, result)
 
@@ -289,7 +301,7 @@ def _plot_latency(axes: Any, result: BenchResult) -> None:
         axes.plot(batches, [step.latency.p50 for step in steps], "o-", color=color, label=f"{label}, whole step")
         cores = [step.core_latency.p50 for step in steps if step.core_latency is not None]
         axes.plot(batches, cores, "s:", color=color, alpha=0.7, label=f"{label}, FFN + memory or experts")
-    axes.set_yscale("log")
+    _log_scale(axes)
     axes.set_ylabel("ms")
     _batch_axis(axes, result)
 
