@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.command import run_command
+from tests.onnx.sessions import greedy_tokens, openvino_step, prefill_feed
 from umv2_export.checkpoint import open_checkpoint
 from umv2_export.errors import InputRejected, Unsupported
 from umv2_export.generation import generate_greedily
@@ -51,6 +52,18 @@ def test_both_exported_forms_compute_what_transformers_computes(case: Path, form
     generated = run_command("generate", tmp_path / "bundle", "--prompt-ids", prompt, "--max-new-tokens", "8", "--json")
     wanted = expected["greedy"].tolist()
     assert json.loads(generated.stdout)["token_ids"] == wanted[: len(json.loads(generated.stdout)["token_ids"])]
+
+
+@each_case
+def test_experts_in_standard_ops_run_in_openvino(case: Path, tmp_path: Path) -> None:
+    export = ("onnx", case, "-o", tmp_path / "bundle", "--inline-functions", "--no-validate")
+    assert run_command(*export).exit_code == 0
+    expected = np.load(case / "expected.npz")
+    step = openvino_step(tmp_path / "bundle" / "model.onnx")
+    feed = prefill_feed(expected["input_ids"][:1], layers=2, heads=4, head_size=8)
+    np.testing.assert_allclose(step(feed)["logits"], expected["logits"][:1], rtol=0, atol=2e-4)
+    greedy = greedy_tokens(step, feed, vocab_size=61, count=8)
+    np.testing.assert_array_equal(greedy[0], expected["greedy"])
 
 
 def test_a_converted_checkpoint_is_native_and_the_same_model(tmp_path: Path) -> None:
