@@ -484,24 +484,26 @@ def bench(
         require_plots()
         if report.exists() and not force:
             raise InvalidRequest("the report exists", where=report, fix="pass --force, or another name")
+        report.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(report.parent, os.W_OK):
+            raise EnvironmentUnfit("the folder of the report cannot be written to", where=report.parent)
     opened, others = Bundle(bundle), [Bundle(path) for path in baselines]
     options = BenchOptions(batches, past, prefill, iterations, threads, runtime)
     content = default_text() if text is None else text.read_bytes()
     with progress_bars() as track:
         result = benchmark_steps(opened, others, lambda model: text_ids(model, content), options, track)
     machine = describe_machine()
-    if report is not None:
-        page = render_page(result, opened, others, options, machine)
-        write_atomically(report, page.encode())
     if as_json:
         runtimes = [runtime, *("onnxruntime" for _ in others)]
         resident = {
-            model.path.resolve().name: peak_resident(model.path, name, max(batches), past)
+            str(model.path): peak_resident(model.path, name, max(batches), past)
             for model, name in zip([opened, *others], runtimes, strict=True)
         }
         print_json({"machine": machine, **result.as_dict(), "resident_bytes": resident})
     else:
         print_bench(result)
+    if report is not None:
+        write_atomically(report, render_page(result, opened, others, options, machine).encode())
 
 
 @cli.command("bench-op")

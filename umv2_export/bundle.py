@@ -321,4 +321,9 @@ def _check_manifest(manifest: Manifest, file: Path) -> None:
         require(
             isinstance(facts, dict) and is_size(facts.get("size")) and isinstance(facts.get("sha256"), str), "files"
         )
-    require(isinstance(manifest.parameters, dict) and isinstance(manifest.bytes, dict), "parameters")
+    counts, stored = manifest.parameters, manifest.bytes
+    names = ("total", "activated", "dense", "keys", "rows", "experts")
+    require(isinstance(counts, dict) and all(is_size(counts.get(name)) for name in names), "parameters")
+    require(counts["total"] > 0 and counts["activated"] > 0, "parameters")
+    kinds = ("dense", "keys", "map", "rows", "router", "experts")
+    require(isinstance(stored, dict) and all(is_size(stored.get(kind)) for kind in kinds), "bytes")

@@ -81,7 +81,7 @@ def test_json_and_page_hold_every_batch_of_both_models(exported: Exported, exper
     assert facts["baseline"]["batches"][0]["unique_experts"] == 3 * 8
     assert [ratio["batch"] for ratio in facts["ratios"]] == [1, 4]
     assert any("total parameters" in warning for warning in facts["warnings"])
-    assert facts["resident_bytes"]["moe"]["peak"] > 10**7
+    assert facts["resident_bytes"][str(experts)]["peak"] > 10**7
     page = Page()
     text = report.read_text(encoding="utf-8")
     page.feed(text)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ from safetensors.torch import load_file, save_file
 from tests.command import run_command
 from tests.onnx.sessions import greedy_tokens, openvino_step, prefill_feed
 from umv2_export.checkpoint import open_checkpoint
+from umv2_export.checkpoint.native import save_checkpoint
+from umv2_export.config import ExpertsConfig
 from umv2_export.errors import InputRejected, Unsupported
 from umv2_export.generation import generate_greedily
 from umv2_export.model import reference_model
+from umv2_export.model.initialization import random_tensors
+from umv2_export.presets import PRESETS
 from umv2_export.runtimes import StepInput, empty_cache
 from umv2_export.runtimes.torch import TorchRuntime
 
@@ -94,7 +99,10 @@ def edit(checkpoint: Path, **fields: Any) -> None:
         ({"sliding_window": 4}, Unsupported, "unknown field 'sliding_window'"),
         ({"num_key_value_heads": 2}, Unsupported, "key-value heads"),
         ({"rope_parameters": {"rope_type": "yarn"}}, Unsupported, "rope_parameters"),
-        ({"num_experts": 7}, InputRejected, "missing"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, Unsupported, "rope_parameters"),
+        ({"rope_theta": 5.0}, InputRejected, "rope_theta"),
+        ({"head_dim": 4}, Unsupported, "head_dim"),
+        ({"num_experts": 7}, InputRejected, "shape"),
         ({"num_experts": "six"}, InputRejected, "must be an integer"),
         ({"num_experts": 10**9}, Unsupported, "at most"),
         ({"num_experts_per_tok": 9}, InputRejected, "exceeds"),
@@ -126,6 +134,30 @@ def test_nan_in_one_part_of_a_joined_tensor_is_refused(copy: Path, tmp_path: Pat
     assert result.exit_code == 3
     assert "experts.3.ff_proj.weight' holds NaN" in result.stderr
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "shape"),
+    [
+        ("mlp.experts.0.up_proj", ()),
+        ("mlp.experts.0.gate_proj", (24, 31)),
+        ("self_attn.k_proj", (16, 32)),
+        ("self_attn.q_proj", (64, 32)),
+    ],
+)
+def test_every_part_of_a_joined_tensor_has_its_own_shape(copy: Path, part: str, shape: tuple[int, ...]) -> None:
+    name = f"model.layers.0.{part}.weight"
+    spoil(copy, lambda tensors: tensors.update({name: torch.zeros(shape)}))
+    with pytest.raises(InputRejected, match=f"{part}.weight' has shape"):
+        open_checkpoint(copy)
+
+
+def test_a_single_expert_is_exported_as_a_matrix_not_as_a_stack(tmp_path: Path) -> None:
+    one = replace(PRESETS["moe-tiny-top2"], experts=ExpertsConfig(1, 1, 48))
+    save_checkpoint(tmp_path / "one", one, random_tensors(one, seed=0))
+    for form in ("standard", "contrib"):
+        result = run_command("onnx", tmp_path / "one", "-o", tmp_path / form, "--moe-form", form)
+        assert result.exit_code == 0, result.stderr
 
 
 def test_an_unknown_tensor_is_refused(copy: Path) -> None:

@@ -1,5 +1,6 @@
 """Decode steps and prefill of exported models, side by side: latency, and the bytes that each step moves."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,24 +14,25 @@ from umv2_export.bench.ceilings import gather_rate, streaming_rate, table_of_wor
 from umv2_export.bench.cut import part_graph
 from umv2_export.bench.one_node import share_threads
 from umv2_export.bench.timing import Timing, alternate
-from umv2_export.bench.trace import Trace, trace_routing
+from umv2_export.bench.trace import LONGER, Trace, trace_routing
 from umv2_export.bench.traffic import Hits, Traffic, count_traffic, expected_hits
 from umv2_export.bundle import Bundle
+from umv2_export.errors import EnvironmentUnfit, InvalidRequest
+from umv2_export.memory import available_bytes
 from umv2_export.progress import Advance, Tracker, silent
 from umv2_export.runtimes import open_runtime
 from umv2_export.runtimes.base import Array
 
 __all__ = ["BenchOptions", "BenchResult", "Ceilings", "StepResult", "benchmark_steps"]
 
-# Positions before the token whose routing is traced: real text costs a prefill, and the near context decides.
-TRACED_PAST = 64
-
 # A gather ceiling on less would be one of the cache.
 CEILING_BYTES = 2 * 2**30
 SMALLEST_ROW = 256
 
-# Sets of sequences that calls take in turn.
-INPUTS = 8
+# Sets of sequences that calls take in turn; an odd number, for of two calls the second is timed. Batches up to 16 have
+# them all; the largest batch has one, and finds what its own last step left in the cache.
+INPUTS = 7
+FULL_SETS = 16
 
 
 @dataclass(frozen=True)
@@ -200,9 +202,9 @@ class _Contender:
         return self.runtime == "onnxruntime-native"
 
     def sets(self, batch: int) -> list[slice]:
-        """Sequences by which calls take turns, so that none finds the rows of the one before in the cache."""
+        """Sequences of the text by which calls take turns."""
         count = min(INPUTS, self.trace.sequences // batch)
-        return [slice(i * batch, (i + 1) * batch) for i in range(count)]
+        return [slice(i * batch, (i + 1) * batch) for i in range(count if count % 2 else count - 1)]
 
     def decode_call(self, batch: int, past: int) -> Callable[[int], object]:
         """A decode step of the whole graph, after real text."""
@@ -214,21 +216,24 @@ class _Contender:
             binding.bind_cpu_input("attention_mask", mask)
             for i, pair in enumerate(self.trace.past):
                 for kind, cache in zip(("key", "value"), pair, strict=True):
-                    binding.bind_cpu_input(f"past_key_values.{i}.{kind}", self._extended(cache[chosen], past))
+                    binding.bind_cpu_input(
+                        f"past_key_values.{i}.{kind}", np.ascontiguousarray(cache[chosen], self._dtype)
+                    )
             bindings.append(binding)
         return self._caller(bindings)
 
     def prefill_call(self, length: int) -> Callable[[int], object]:
-        """A prompt of one sequence, from the words that end the traced ones."""
+        """A prompt of one sequence, pieces of the text in turn."""
+        config = self.bundle.config
+        empty = np.empty((1, config.num_heads, 0, config.head_size), dtype=self._dtype)
         bindings = []
-        for i in range(INPUTS):
-            ids = np.resize(np.roll(self.trace.token_ids[:, 0], i), (1, length))
+        for start in np.linspace(0, len(self.trace.text) - length, INPUTS).astype(np.int64):
+            ids = np.ascontiguousarray(self.trace.text[None, start : start + length])
             binding = self._session.io_binding()
             binding.bind_cpu_input("input_ids", ids)
             binding.bind_cpu_input("attention_mask", np.ones_like(ids))
-            for layer, pair in enumerate(self.trace.past):
-                for kind, cache in zip(("key", "value"), pair, strict=True):
-                    empty = np.empty((1, cache.shape[1], 0, cache.shape[3]), dtype=self._dtype)
+            for layer in range(config.num_layers):
+                for kind in ("key", "value"):
                     binding.bind_cpu_input(f"past_key_values.{layer}.{kind}", empty)
             bindings.append(binding)
         return self._caller(bindings)
@@ -255,13 +260,6 @@ class _Contender:
         hits = [self.trace.hits(self.bundle, chosen) for chosen in self.sets(batch)]
         counted = [count_traffic(self.bundle, one, batch=batch, past=past, native=self.native) for one in hits]
         return Traffic.mean(counted), hits
-
-    def _extended(self, cache: Array, past: int) -> Array:
-        """Of length `past`. Positions are repeated: attention to a key that stands twice is that to the key."""
-        traced = cache.shape[2]
-        if past > traced:
-            cache = np.take(cache, np.arange(past) % traced, axis=2)
-        return np.ascontiguousarray(cache[:, :, :past], dtype=self._dtype)
 
     def _open(self, graph: bytes) -> Any:
         options = onnxruntime.SessionOptions()
@@ -308,10 +306,12 @@ def benchmark_steps(
 
     Raises:
         InvalidRequest: the text is too short.
+        EnvironmentUnfit: the caches do not fit into memory.
         InputRejected: a runtime refuses a bundle.
     """
     result = BenchResult(warnings=[line for baseline in baselines for line in _unfair(bundle, baseline)])
     models = [(bundle, options.runtime), *((baseline, "onnxruntime") for baseline in baselines)]
+    _require_memory([model for model, _ in models], options)
     # Before threads are shared: from then on no session of the process has threads of its own.
     traces = _traces(models, text, options, track)
     share_threads(options.threads)
@@ -327,7 +327,7 @@ def benchmark_steps(
 
 def _time_pair(contenders: Sequence[_Contender], options: BenchOptions, done: Advance) -> tuple[list[Pair], Pair]:
     """Decode at each batch, and prefill, of a model and at most one baseline in alternation."""
-    warmup = INPUTS // 2
+    warmup = (INPUTS + 1) // 2
     for contender in contenders:
         contender.open_step()
     latencies, cores = [], []
@@ -372,16 +372,49 @@ def _traces(
 ) -> list[Trace]:
     """Of each model; two exports of one checkpoint have the same."""
     done = track("reading real text", len(models))
+    sequences = _sequences(options)
     found: dict[str, Trace] = {}
+    traces = []
     for model, runtime in models:
-        source = str(model.manifest.source.get("sha256", model.path))
-        if source not in found:
-            length = min(max(options.past, 1), TRACED_PAST) + 1
+        key = _traced_as(model)
+        if key not in found:
+            ids = text(model)
+            if len(ids) < options.prefill:
+                raise InvalidRequest(f"the text has {len(ids)} tokens, the prompt {options.prefill}", fix=LONGER)
             opened = open_runtime(runtime, model)
-            found[source] = trace_routing(opened, model, text(model), sequences=max(options.batches), length=length)
+            found[key] = trace_routing(opened, model, ids, sequences=sequences, length=options.past + 1)
             del opened
+        traces.append(found[key])
         done(1)
-    return [found[str(model.manifest.source.get("sha256", model.path))] for model, _ in models]
+    return traces
+
+
+def _sequences(options: BenchOptions) -> int:
+    """Traced ones: the largest batch once, and batches up to 16 as often as calls take turns."""
+    largest = max(options.batches)
+    return max(largest, INPUTS * min(largest, FULL_SETS))
+
+
+def _traced_as(bundle: Bundle) -> str:
+    """What decides routing: two forms of one model of experts have the same."""
+    stored = bundle.manifest
+    return json.dumps([stored.source, bundle.config.as_dict(), stored.dtype, stored.key_dtype, stored.table_dtype])
+
+
+def _require_memory(models: Sequence[Bundle], options: BenchOptions) -> None:
+    """Room for the traced caches of all models, and for the cache that a step of the largest batch returns.
+
+    Raises:
+        EnvironmentUnfit: there is none.
+    """
+    positions = _sequences(options) * options.past + 2 * max(options.batches) * (options.past + 1)
+    caches = {_traced_as(model): 8 * model.config.hidden_size * model.config.num_layers for model in models}
+    needed, available = positions * sum(caches.values()), available_bytes()
+    if available is not None and needed > available:
+        raise EnvironmentUnfit(
+            f"caches of past {options.past} at batch {max(options.batches)} need {needed} bytes, {available} are free",
+            fix="lower --batch or --past",
+        )
 
 
 def _decode_result(contender: _Contender, batch: int, past: int, latency: Timing, core: Timing) -> StepResult:

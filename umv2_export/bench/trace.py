@@ -13,10 +13,12 @@ from umv2_export.runtimes import Runtime, StepInput, empty_cache
 from umv2_export.runtimes.base import Array
 from umv2_export.tokenizer import load_tokenizer
 
-__all__ = ["Trace", "default_text", "text_ids", "trace_routing"]
+__all__ = ["LONGER", "Trace", "default_text", "text_ids", "trace_routing"]
 
 # Tokens of one traced forward: bounds the memory of its logits and probes.
 TRACED_TOKENS = 1024
+
+LONGER = "pass a longer --text"
 
 KEPT_PROBES = ("addresses.", "router_logits.", "normed.")
 
@@ -33,11 +35,13 @@ class Trace:
         probes: at that token: `addresses.{j}` [sequences, K], `router_logits.{i}` [sequences, E] and `normed.{i}`
             [sequences, hidden_size].
         past: of each block, rotated keys and values [sequences, heads, tokens - 1, head_size].
+        text: int64 [tokens], from which the sequences were taken.
     """
 
     token_ids: Array
     probes: dict[str, Array]
     past: list[tuple[Array, Array]]
+    text: Array
 
     @property
     def sequences(self) -> int:
@@ -79,7 +83,7 @@ def trace_routing(runtime: Runtime, bundle: Bundle, ids: Array, *, sequences: in
     if len(ids) < sequences + length:
         raise InvalidRequest(
             f"the text has {len(ids)} tokens, {sequences} sequences of {length} tokens need {sequences + length}",
-            fix="pass a longer --text",
+            fix=LONGER,
         )
     config = bundle.config
     starts = np.linspace(0, len(ids) - length, sequences).astype(np.int64)
@@ -97,4 +101,4 @@ def trace_routing(runtime: Runtime, bundle: Bundle, ids: Array, *, sequences: in
         for kept, made in zip(past, output.present, strict=True):
             for target, source in zip(kept, made, strict=True):
                 target[start : start + size] = source[:, :, :-1]
-    return Trace(prompts[:, -1:].copy(), {name: np.concatenate(pieces) for name, pieces in probes.items()}, past)
+    return Trace(prompts[:, -1:].copy(), {name: np.concatenate(pieces) for name, pieces in probes.items()}, past, ids)

@@ -10,7 +10,7 @@ from typing import Any
 
 from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, validate_tensors
 from umv2_export.checkpoint.safetensors_files import map_tensors, read_json
-from umv2_export.config import ExpertsConfig, MemoryConfig, ModelConfig
+from umv2_export.config import ExpertsConfig, MemoryConfig, ModelConfig, tensor_shapes
 from umv2_export.errors import InputRejected, Unsupported, shown
 from umv2_export.files import tokenizer_files
 
@@ -34,6 +34,7 @@ _READ = frozenset(
         "architectures",
         "clip_qkv",
         "eos_token_id",
+        "head_dim",
         "hidden_size",
         "intermediate_size",
         "max_position_embeddings",
@@ -61,7 +62,6 @@ _IGNORED = frozenset(
         "bos_token_id",
         "chunk_size_feed_forward",
         "dtype",
-        "head_dim",
         "id2label",
         "initializer_range",
         "is_encoder_decoder",
@@ -98,11 +98,19 @@ def read_checkpoint(path: Path, *, allow_non_finite: bool) -> Checkpoint:
     """
     config = _config(read_json(path / CONFIG_FILE), path / CONFIG_FILE)
     theirs, files = map_tensors(path)
-    tensors = {}
+    tensors, shapes = {}, tensor_shapes(config)
     for name, parts in _sources(config).items():
         missing = [part for part in parts if part not in theirs]
         if missing:
             raise InputRejected(f"tensor {missing[0]!r} missing", where=path, why="the configuration asks for it")
+        whole = shapes[name]
+        for part in parts:
+            shape = (whole[0] // len(parts), *whole[1:])
+            if tuple(theirs[part].shape) != shape:
+                raise InputRejected(
+                    f"tensor {part!r} has shape {list(theirs[part].shape)}, the configuration says {list(shape)}",
+                    where=path,
+                )
         tensors[name] = CheckpointTensor(name, [theirs.pop(part) for part in parts], allow_non_finite, axis=0)
     if theirs:
         raise Unsupported(
@@ -143,6 +151,8 @@ def _config(data: Mapping[str, Any], where: Path) -> ModelConfig:
             where=where,
             fix="as many of both",
         )
+    if data.get("head_dim") not in (None, _integer(data, "hidden_size", where) // max(1, heads)):
+        raise Unsupported(f"field 'head_dim' is {shown(data['head_dim'])}", where=where, fix="hidden_size / heads")
     eos, pad = (_optional_integer(data, name, where) for name in ("eos_token_id", "pad_token_id"))
     vocabulary = _integer(data, "vocab_size", where)
     try:
@@ -179,9 +189,16 @@ def _rope_theta(data: Mapping[str, Any], where: Path) -> float:
     parameters = data.get("rope_parameters")
     if parameters is None:
         return _real(data, "rope_theta", 10000.0, where)
-    if not isinstance(parameters, Mapping) or parameters.get("rope_type", "default") != "default":
+    if (
+        not isinstance(parameters, Mapping)
+        or parameters.keys() - {"rope_type", "rope_theta"}
+        or parameters.get("rope_type", "default") != "default"
+    ):
         raise Unsupported(f"field 'rope_parameters' is {shown(parameters)}", where=where, fix="rope_type 'default'")
-    return _real(parameters, "rope_theta", 10000.0, where)
+    theta = _real(parameters, "rope_theta", 10000.0, where)
+    if data.get("rope_theta") not in (None, theta):
+        raise InputRejected(f"fields 'rope_theta' are {shown(data['rope_theta'])} and {theta}", where=where)
+    return theta
 
 
 def _integer(data: Mapping[str, Any], name: str, where: Path) -> int:

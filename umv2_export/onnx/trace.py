@@ -193,7 +193,8 @@ def translations(signatures: OpSignatures) -> dict[Callable[..., Any], Callable[
         hidden: Any, router_logits: Any, ff_proj: Sequence[Any], ff_out: Sequence[Any], topk: int, normalize: bool
     ) -> Any:
         signature = _of_model(signatures.experts)
-        if len(ff_proj) == signature.count > 1:
+        # A stack has a dimension more; the length does not tell one expert from one stack.
+        if len(ff_proj[0].shape) == 2:
             return node(signature.schema(), (hidden, router_logits, *ff_proj, *ff_out))
         contrib = onnxscript.values.Opset(CONTRIB_DOMAIN, 1)
         inputs = (hidden, router_logits, ff_proj[0], None, ff_out[0])
