@@ -4,7 +4,7 @@
     output[t] = sum over chosen e of p[t, e] * ff_out[e] @ (linear * silu(gate))
 
 The baseline that memory layers are measured against, exported in two forms. `contrib` is one com.microsoft::MoE node,
-the fastest known in ONNX Runtime, which wants all experts stacked and the rows of gate and linear part interleaved.
+which wants all experts stacked and the rows of gate and linear part interleaved.
 `standard` is a function of standard ops: each expert gathers its tokens. Source: OLMoE, arXiv 2409.02060.
 """
 
