@@ -18,19 +18,6 @@ constexpr int64_t kMost = 1 << 20;
 // Fewer elements than this are normalised sooner than other threads wake.
 constexpr int64_t kElementsWorthThreads = 1 << 14;
 
-Storage storage(ElementType type) {
-  switch (type) {
-    case kFloat:
-      return Storage::kFloat32;
-    case kFloat16:
-      return Storage::kFloat16;
-    case kBFloat16:
-      return Storage::kBFloat16;
-    default:
-      throw Error("keys must be float, float16 or bfloat16, got element type " + std::to_string(type));
-  }
-}
-
 class KeyScores {
  public:
   static constexpr const char* kName = "KeyScores";
@@ -87,10 +74,11 @@ class KeyScores {
       const Tensor keys = input(api_, context, i + 1);
       require(keys.sizes.size() == 2 && keys.sizes[0] == key_dim_ && keys.sizes[1] > 0,
               "keys must be [key_dim, keys], got ", keys);
+      require(keys.type != kInt8, "keys must be float, float16 or bfloat16: int8 keys would need scales");
       require(chunks_[i] >= 0 && chunks_[i] < query_size / key_dim_,
               "chunk ", chunks_[i], " lies outside the queries");
       matrices.push_back(
-          {nullptr, keys.data, nullptr, query_size, key_dim_, keys.sizes[1], 0, by_rank_ ? ranks_ : 1, storage(keys.type)});
+          {nullptr, keys.data, nullptr, query_size, key_dim_, keys.sizes[1], 0, by_rank_ ? ranks_ : 1, storage(keys.type, "keys")});
     }
     return matrices;
   }

@@ -14,21 +14,6 @@ namespace {
 constexpr int64_t kFewTokens = 8;
 constexpr int64_t kBlockHits = 16;
 
-Storage row_type(ElementType type) {
-  switch (type) {
-    case kFloat:
-      return Storage::kFloat32;
-    case kFloat16:
-      return Storage::kFloat16;
-    case kBFloat16:
-      return Storage::kBFloat16;
-    case kInt8:
-      return Storage::kInt8;
-    default:
-      throw Error("rows must be float, float16, bfloat16 or int8, got element type " + std::to_string(type));
-  }
-}
-
 size_t element_size(ElementType type) { return type == kFloat ? 4 : type == kInt8 ? 1 : 2; }
 
 class MemoryLookup {
@@ -98,7 +83,7 @@ class MemoryLookup {
     args.value_dim = first.sizes[1] - pre_value_dim_;
     args.groups = groups_;
     args.gelu = gelu_;
-    args.row_type = row_type(first.type);
+    args.row_type = storage(first.type, "rows");
     require(args.value_dim > 0 && args.value_dim % cores == 0,
             "rows ", first, " do not split into a pre-value and C equal parts");
     run(context, args, tokens, scores.type);

@@ -12,6 +12,21 @@ std::vector<const CustomOp*> custom_ops(const Api& api) {
           tucker_topk_op(api, kFloat16), memory_lookup_op(api, kFloat), memory_lookup_op(api, kFloat16)};
 }
 
+Storage storage(ElementType type, const char* name) {
+  switch (type) {
+    case kFloat:
+      return Storage::kFloat32;
+    case kFloat16:
+      return Storage::kFloat16;
+    case kBFloat16:
+      return Storage::kBFloat16;
+    case kInt8:
+      return Storage::kInt8;
+    default:
+      throw Error(std::string(name) + " must be float, float16, bfloat16 or int8, got element type " + std::to_string(type));
+  }
+}
+
 float half_to_float(uint16_t bits) {
   const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
   const uint32_t magnitude = bits & 0x7fffu;

@@ -3,9 +3,13 @@
 
 #include <vector>
 
+#include "kernels.h"
 #include "ort_abi.h"
 
 namespace umv2::ort {
+
+// How the kernels call an element type of rows or keys; throws for one that they cannot read.
+Storage storage(ElementType type, const char* name);
 
 std::vector<const CustomOp*> custom_ops(const Api& api);
 
