@@ -15,7 +15,17 @@ import click
 
 from umv2_export import __version__
 from umv2_export.errors import CheckFailed, EnvironmentUnfit, InvalidRequest, Umv2Error
-from umv2_export.names import DTYPES, KEY_DTYPES, MOE_FORMS, QUERY_LAYOUTS, RUNTIMES, SCHEMES, TABLE_DTYPES, TARGETS
+from umv2_export.names import (
+    BUILD_RUNTIMES,
+    DTYPES,
+    KEY_DTYPES,
+    MOE_FORMS,
+    QUERY_LAYOUTS,
+    RUNTIMES,
+    SCHEMES,
+    TABLE_DTYPES,
+    TARGETS,
+)
 from umv2_export.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -33,6 +43,10 @@ EXIT_INTERNAL = 70
 
 # Anonymous memory of `convert` and `init`: imports, and a few pieces of a table.
 NATIVE_MEMORY = 600 * 10**6
+
+# Of one process that compiles GPU kernels, and of the files of one kernel.
+COMPILER_MEMORY = 700 * 10**6
+KERNEL_BYTES = 150 * 10**3
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -69,6 +83,11 @@ def token_ids(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise click.BadParameter(f"{text!r} is no list of token ids; write 1,2,3") from None
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Different names separated by commas, in the order given."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
 
 
 def sizes(text: str) -> tuple[int, ...]:
@@ -116,6 +135,16 @@ def checkpoint_options(command: Command) -> Command:
     return command
 
 
+def shape_option(bound: str) -> Callable[[Command], Command]:
+    """--min-shapes, --opt-shapes or --max-shapes."""
+    return click.option(
+        f"--{bound}-shapes",
+        multiple=True,
+        metavar="NAME:1x16",
+        help=f"The {bound} shape of an input; it holds for every input that shares a size. Repeatable.",
+    )
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="umv2-export")
 def cli() -> None:
@@ -137,7 +166,7 @@ def env(as_json: bool) -> None:
 @click.argument("path", type=FOLDER)
 @json_option
 def inspect(path: Path, as_json: bool) -> None:
-    """Describe a checkpoint, a bundle or an .onnx file: config, sizes, ops, parameter counts."""
+    """Describe a checkpoint, a bundle, an engine or an .onnx file: config, sizes, ops, parameter counts."""
     from umv2_export.inspection import describe_path
     from umv2_export.report import print_description
 
@@ -321,6 +350,11 @@ def onnx(
 )
 @click.option("--rtol", type=tolerance, metavar="FLOAT", help="Relative tolerance.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the test inputs.")
+@click.option(
+    "--prompt-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Text whose pieces are the test inputs; default: random tokens.",
+)
 @json_option
 def parity(
     bundle: Path,
@@ -330,6 +364,7 @@ def parity(
     atol: float | None,
     rtol: float | None,
     seed: int,
+    prompt_file: Path | None,
     as_json: bool,
 ) -> None:
     """Compare a bundle in a runtime with the PyTorch reference; exit 1 on a difference."""
@@ -337,10 +372,12 @@ def parity(
     from umv2_export.checkpoint import open_checkpoint
     from umv2_export.parity import check_bundle
     from umv2_export.report import print_parity
+    from umv2_export.tokenizer import text_ids
 
     opened = Bundle(bundle)
+    text = None if prompt_file is None else text_ids(opened, prompt_file.read_bytes())
     checkpoint = None if reference is None else open_checkpoint(reference)
-    report = check_bundle(opened, checkpoint, runtimes, atol=atol, rtol=rtol, seed=seed, layerwise=layerwise)
+    report = check_bundle(opened, checkpoint, runtimes, atol=atol, rtol=rtol, seed=seed, text=text, layerwise=layerwise)
     if as_json:
         print_json(report.as_dict())
     else:
@@ -471,13 +508,14 @@ def bench(
     from umv2_export.bench.page import render_page, require_plots
     from umv2_export.bench.resident import peak_resident
     from umv2_export.bench.steps import BenchOptions, benchmark_steps
-    from umv2_export.bench.trace import default_text, text_ids
+    from umv2_export.bench.trace import default_text
     from umv2_export.bundle import Bundle
     from umv2_export.environment import describe_machine
     from umv2_export.files import write_atomically
     from umv2_export.progress import progress_bars
     from umv2_export.report import print_bench
     from umv2_export.runtimes import require_runtime
+    from umv2_export.tokenizer import text_ids
 
     require_runtime(runtime)
     if report is not None:
@@ -504,6 +542,112 @@ def bench(
         print_bench(result)
     if report is not None:
         write_atomically(report, render_page(result, opened, others, options, machine).encode())
+
+
+@cli.command()
+@click.argument("bundle", type=FOLDER)
+@output_options
+@click.option("--runtime", type=click.Choice(BUILD_RUNTIMES), required=True, help="What the engine is built for.")
+@click.option(
+    "--compute-capability",
+    metavar="LIST",
+    default="8.6,8.9,12.0",
+    show_default=True,
+    help="Architectures that the engine runs on: 8.0, 8.6, 8.9, 12.0, 12.1.",
+)
+@shape_option("min")
+@shape_option("opt")
+@shape_option("max")
+@click.option("--timing-cache", type=click.Path(path_type=Path), help="Refused for tensorrt-rtx, which has none.")
+@json_option
+def build(
+    bundle: Path,
+    output: Path,
+    runtime: str,
+    compute_capability: str,
+    min_shapes: Sequence[str],
+    opt_shapes: Sequence[str],
+    max_shapes: Sequence[str],
+    timing_cache: Path | None,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Compile a bundle to an engine, with profiles for prefill and decode; no GPU is needed."""
+    from umv2_export.bundle import Bundle
+    from umv2_export.engines.tensorrt_rtx import build_engine, plan_build, require_tensorrt_rtx
+    from umv2_export.files import check_target, require_free_space
+    from umv2_export.progress import progress_bars
+
+    check_target(output, force=force, inputs=[bundle])
+    shapes = {"min": min_shapes, "opt": opt_shapes, "max": max_shapes}
+    plan = plan_build(Bundle(bundle), compute_capability=compute_capability, shapes=shapes, timing_cache=timing_cache)
+    require_tensorrt_rtx()
+    if dry_run:
+        require_free_space(output, plan.disk_bytes)
+        print_dry_run(output, plan.memory_bytes, plan.disk_bytes, as_json=as_json)
+        return
+    with progress_bars() as track:
+        result = build_engine(plan, output, replace_target=force, track=track)
+    manifest = result.engine.manifest
+    if as_json:
+        print_json({"engine": str(output), **manifest.as_dict(), "seconds": result.seconds})
+        return
+    from umv2_export.report import format_bytes
+
+    click.echo(
+        f"{output}: {format_bytes(manifest.size)}, {manifest.runtime} {manifest.runtime_version}, "
+        f"compute capabilities {', '.join(manifest.compute_capabilities)}, "
+        f"profiles {', '.join(profile['name'] for profile in manifest.profiles)}, built in {result.seconds:.1f} s"
+    )
+    click.echo(
+        f"the parsed network has the graph's {len(manifest.inputs)} inputs and {len(manifest.outputs)} outputs; "
+        "the engine itself was not run"
+    )
+
+
+@cli.command()
+@click.argument("bundle", type=FOLDER, required=False)
+@output_options
+@click.option(
+    "--compute-capability",
+    "architectures",
+    type=names,
+    metavar="LIST",
+    default="8.0,8.6,8.9,9.0,10.0,12.0",
+    show_default=True,
+    help="Architectures to compile for.",
+)
+@json_option
+def kernels(
+    bundle: Path | None, output: Path, architectures: tuple[str, ...], force: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Compile the GPU kernels ahead of time: PTX, cubin, and an index of how to call them.
+
+    They are those that BUNDLE calls, in every dtype; without it, those of the published 227M/1.2B model.
+    """
+    from umv2_export.bundle import Bundle
+    from umv2_export.files import check_target
+    from umv2_export.gpu.ahead_of_time import build_kernels, require_architectures
+    from umv2_export.gpu.variants import model_variants
+    from umv2_export.progress import progress_bars
+    from umv2_export.report import print_kernels
+
+    check_target(output, force=force, inputs=[] if bundle is None else [bundle])
+    require_architectures(architectures)
+    opened = None if bundle is None else Bundle(bundle)
+    config, shards = (PRESETS["umv2-227m-1.2b"], 1) if opened is None else (opened.config, opened.layout.shards)
+    variants = model_variants(config, shards)
+    if dry_run:
+        count = len(variants) * len(architectures)
+        print_dry_run(output, COMPILER_MEMORY * (os.cpu_count() or 1), KERNEL_BYTES * count, as_json=as_json)
+        return
+    with progress_bars() as track:
+        compiled = build_kernels(output, variants, architectures, track, replace_target=force)
+    if as_json:
+        print_json({"output": str(output), "kernels": [kernel.as_dict() for kernel in compiled]})
+    else:
+        print_kernels(output, compiled)
 
 
 @cli.command("bench-op")

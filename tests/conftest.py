@@ -1,15 +1,21 @@
 """Bundles that several tests look at: an export takes about 15 s, so each is made once."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import settings
 
 from tests.command import run_command
 from tests.golden import GOLDEN_CASES
+
+# Without a GPU, the GPU kernels run in Triton's interpreter, which Triton decides when it is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The same examples in every run: a near tie in fp32 that a float64 oracle decides otherwise is found here, not in CI.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -379,8 +379,9 @@ def test_a_dtype_that_no_runtime_here_can_run_is_unsupported(
     assert_refused(run_command("onnx", RING, "-o", output, *options), output, UNSUPPORTED, *named)
 
 
-def test_principled_initialisation_without_pre_values_is_unsupported(output: Path) -> None:
-    result = run_command("init", "umv1-tiny", "-o", output, "--scheme", "principled")
+@pytest.mark.parametrize("preset", ["umv1-tiny", "moe-tiny-top8"])
+def test_principled_initialisation_without_pre_values_is_unsupported(preset: str, output: Path) -> None:
+    result = run_command("init", preset, "-o", output, "--scheme", "principled")
     assert_refused(result, output, UNSUPPORTED, "pre-values")
 
 

@@ -27,6 +27,7 @@ PACKAGES = (
     "openvino",
     "triton",
     "tensorrt",
+    "tensorrt-rtx-cu13",
 )
 
 # What the kernels of runtimes look for.

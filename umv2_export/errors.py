@@ -3,6 +3,7 @@
 import reprlib
 
 __all__ = [
+    "BuildFailed",
     "CheckFailed",
     "EnvironmentUnfit",
     "InputRejected",
@@ -85,3 +86,9 @@ class Unsupported(Umv2Error):
     """The input is sound, but this tool implements no such field, size or dtype."""
 
     exit_code = 5
+
+
+class BuildFailed(Umv2Error):
+    """A compiler or an engine builder failed on input that was found fit for it."""
+
+    exit_code = 6

@@ -1,4 +1,4 @@
-"""What a path holds: a checkpoint, a bundle or an ONNX file. Nothing is executed."""
+"""What a path holds: a checkpoint, a bundle, an engine or an ONNX file. Nothing is executed."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,6 +10,7 @@ import onnx
 from umv2_export.bundle import MANIFEST_FILE, Bundle
 from umv2_export.checkpoint import Checkpoint, open_checkpoint
 from umv2_export.config import count_parameters
+from umv2_export.engines.manifest import ENGINE_MANIFEST_FILE, describe_engine
 from umv2_export.errors import InputRejected
 
 __all__ = ["describe_path"]
@@ -25,6 +26,8 @@ def describe_path(path: Path) -> dict[str, Any]:
         raise InputRejected("no such file or folder", where=path)
     if not path.is_dir():
         return _describe_graph_file(path)
+    if (path / ENGINE_MANIFEST_FILE).is_file():
+        return describe_engine(path)
     if (path / MANIFEST_FILE).is_file():
         return _describe_bundle(Bundle(path))
     return _describe_checkpoint(open_checkpoint(path))

@@ -1,8 +1,19 @@
 """Names that a user may type. Free of heavy imports: the command line offers them as choices."""
 
-__all__ = ["DTYPES", "KEY_DTYPES", "MOE_FORMS", "QUERY_LAYOUTS", "RUNTIMES", "SCHEMES", "TABLE_DTYPES", "TARGETS"]
+__all__ = [
+    "BUILD_RUNTIMES",
+    "DTYPES",
+    "KEY_DTYPES",
+    "MOE_FORMS",
+    "QUERY_LAYOUTS",
+    "RUNTIMES",
+    "SCHEMES",
+    "TABLE_DTYPES",
+    "TARGETS",
+]
 
 RUNTIMES = ("torch", "onnxruntime", "onnxruntime-native")
+BUILD_RUNTIMES = ("tensorrt-rtx",)
 DTYPES = ("fp32", "fp16", "bf16")
 MOE_FORMS = ("standard", "contrib")
 KEY_DTYPES = ("same", "fp16", "bf16")

@@ -1,6 +1,7 @@
 """What a person reads on stdout: tables and short lines."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from umv2_export.parity import ParityReport
 if TYPE_CHECKING:
     from umv2_export.bench.ops import OpResult
     from umv2_export.bench.steps import BenchResult, StepResult
+    from umv2_export.gpu.ahead_of_time import CompiledKernel
 
 __all__ = [
     "format_bytes",
@@ -20,6 +22,7 @@ __all__ = [
     "print_bench",
     "print_description",
     "print_export",
+    "print_kernels",
     "print_op_results",
     "print_parity",
 ]
@@ -79,6 +82,20 @@ def print_export(bundle: Bundle, parity: ParityReport | None) -> None:
         console.print("not validated")
     else:
         print_parity(parity, "the checkpoint")
+
+
+def print_kernels(folder: Path, kernels: Sequence["CompiledKernel"]) -> None:
+    """What each kernel takes of a GPU."""
+    table = Table()
+    table.add_column("kernel", no_wrap=True)
+    for heading in ("for", "registers", "spilled bytes", "shared bytes", "16-byte loads"):
+        table.add_column(heading, justify="right")
+    for kernel in kernels:
+        numbers = (kernel.registers, kernel.spill_bytes, kernel.shared_bytes, kernel.vector_loads)
+        table.add_row(kernel.name, kernel.compute_capability, *map(str, numbers))
+    console = _console()
+    console.print(table)
+    console.print(f"{folder}: {len(kernels)} kernels", highlight=False, markup=False)
 
 
 def print_parity(report: ParityReport, reference: str, *, stderr: bool = False) -> None:

@@ -3,9 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from umv2_export.errors import EnvironmentUnfit, InputRejected
+import numpy as np
 
-__all__ = ["load_tokenizer"]
+from umv2_export.bundle import Bundle
+from umv2_export.errors import EnvironmentUnfit, InputRejected
+from umv2_export.runtimes.base import Array
+
+__all__ = ["load_tokenizer", "text_ids"]
 
 
 def load_tokenizer(file: Path) -> Any:
@@ -25,3 +29,11 @@ def load_tokenizer(file: Path) -> Any:
         return Tokenizer.from_file(str(file))
     except Exception as error:  # the package raises plain Exception
         raise InputRejected("not a tokenizer file", where=file, why=str(error)) from error
+
+
+def text_ids(bundle: Bundle, text: bytes) -> Array:
+    """Token ids of a text; of a bundle without a tokenizer, its bytes (modulo the vocabulary, if that is smaller)."""
+    if bundle.tokenizer_file is not None:
+        encoded = load_tokenizer(bundle.tokenizer_file).encode(text.decode("utf-8", "replace")).ids
+        return np.asarray(encoded, dtype=np.int64)
+    return np.frombuffer(text, dtype=np.uint8).astype(np.int64) % bundle.config.vocab_size

@@ -11,9 +11,8 @@ from umv2_export.bundle import Bundle
 from umv2_export.errors import InvalidRequest
 from umv2_export.runtimes import Runtime, StepInput, empty_cache
 from umv2_export.runtimes.base import Array
-from umv2_export.tokenizer import load_tokenizer
 
-__all__ = ["LONGER", "Trace", "default_text", "text_ids", "trace_routing"]
+__all__ = ["LONGER", "Trace", "default_text", "trace_routing"]
 
 # Tokens of one traced forward: bounds the memory of its logits and probes.
 TRACED_TOKENS = 1024
@@ -64,14 +63,6 @@ def default_text() -> bytes:
         if size >= TEXT_BYTES:
             break
     return b"".join(pieces)[:TEXT_BYTES]
-
-
-def text_ids(bundle: Bundle, text: bytes) -> Array:
-    """Token ids of a text; of a bundle without a tokenizer, its bytes (modulo the vocabulary, if that is smaller)."""
-    if bundle.tokenizer_file is not None:
-        encoded = load_tokenizer(bundle.tokenizer_file).encode(text.decode("utf-8", "replace")).ids
-        return np.asarray(encoded, dtype=np.int64)
-    return np.frombuffer(text, dtype=np.uint8).astype(np.int64) % bundle.config.vocab_size
 
 
 def trace_routing(runtime: Runtime, bundle: Bundle, ids: Array, *, sequences: int, length: int) -> Trace:

@@ -36,7 +36,12 @@ def random_tensors(config: ModelConfig, *, seed: int, scheme: Scheme = "released
         config: the model.
         seed: the same seed gives the same checkpoint.
         scheme: of the tables' scale; everything else is the same.
+
+    Raises:
+        Unsupported: the principled scheme for a model without pre-values.
     """
+    if scheme == "principled" and not config.memory.pre_value_dim:
+        raise Unsupported("the principled initialisation is defined for models with pre-values")
     std = RELEASED_TABLE_STD if scheme == "released" else table_std(config, _top_score_variance(config, seed))
     return [
         TensorStream(
@@ -55,13 +60,8 @@ def table_std(config: ModelConfig, score_variance: float) -> float:
     Args:
         config: the model, with pre-values.
         score_variance: variance of the top scores once their mean is 1.
-
-    Raises:
-        Unsupported: the model has no pre-values.
     """
     m = config.memory
-    if not m.pre_value_dim:
-        raise Unsupported("the principled initialisation is defined for models with pre-values")
     expansion = config.ffn_size / config.hidden_size
     hits = m.hits * (1 + score_variance)
     return float(

@@ -84,6 +84,30 @@ def memory_lookup(
     return summed.flatten(1).to(scores.dtype)
 
 
+@memory_lookup.register_kernel("cuda")
+def _(
+    indices: torch.Tensor,
+    scores: torch.Tensor,
+    group: torch.Tensor | None,
+    query: torch.Tensor | None,
+    row_scales: torch.Tensor | None,
+    rows: Sequence[torch.Tensor],
+    pre_value_dim: int,
+    activation: str,
+    rows_per_shard: int,
+    groups: int,
+) -> torch.Tensor:
+    from umv2_export.gpu.launch import launch_lookup  # noqa: PLC0415 - needs triton, an optional package
+
+    for problem in _problems(
+        indices, scores, group, query, row_scales, rows, pre_value_dim, activation, rows_per_shard, groups
+    ):
+        raise ValueError(problem)
+    return launch_lookup(
+        indices, scores, group, query, row_scales, rows, pre_value_dim, activation, rows_per_shard, groups
+    )
+
+
 @memory_lookup.register_fake
 def _(
     indices: torch.Tensor,

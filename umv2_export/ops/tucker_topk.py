@@ -65,6 +65,22 @@ def tucker_topk(
     return addresses_THK.flatten(1), scores_THCK.transpose(2, 3).flatten(1, 2).to(row_scores.dtype).contiguous()
 
 
+@tucker_topk.register_kernel("cuda")
+def _(
+    row_scores: torch.Tensor,
+    col_scores: torch.Tensor,
+    u: torch.Tensor,
+    v: torch.Tensor,
+    cores: torch.Tensor,
+    row_topk: int,
+    topk: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    from umv2_export.gpu.launch import launch_topk  # noqa: PLC0415 - needs triton, an optional package
+
+    _check(row_scores, col_scores, u, v, cores, row_topk, topk)
+    return launch_topk(row_scores, col_scores, u, v, cores, row_topk, topk)
+
+
 @tucker_topk.register_fake
 def _(
     row_scores: torch.Tensor,

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from umv2_export.config import ModelConfig
+from umv2_export.errors import InvalidRequest
 from umv2_export.runtimes import Runtime, StepInput, empty_cache
 from umv2_export.runtimes.base import Array, Cache
 
 __all__ = ["Case", "parity_cases"]
+
+LONGEST_PROMPT = 17
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,28 @@ class Case:
         return np.asarray(self.step.attention_mask[:, -sequence:] > 0)
 
 
-def parity_cases(config: ModelConfig, reference: Runtime, *, seed: int = 0) -> Iterator[Case]:
-    """Prefill at batch 1 and 3, decode, a chunk on top of a cache, a padded batch, and a decode step after it."""
+def parity_cases(
+    config: ModelConfig, reference: Runtime, *, seed: int = 0, text: Array | None = None
+) -> Iterator[Case]:
+    """Prefill at batch 1 and 3, decode, a chunk on top of a cache, a padded batch, and a decode step after it.
+
+    Args:
+        config: the model.
+        reference: computes the caches.
+        seed: of the tokens, or of the places in the text.
+        text: token ids [tokens] of a text whose pieces are the prompts; None: random tokens.
+
+    Raises:
+        InvalidRequest: the text is shorter than the longest prompt.
+    """
+    if text is not None and len(text) < LONGEST_PROMPT:
+        raise InvalidRequest(f"the text has {len(text)} tokens, the longest prompt takes {LONGEST_PROMPT}")
     rng = np.random.default_rng(seed)
 
     def tokens(batch: int, sequence: int) -> Array:
-        return rng.integers(0, config.vocab_size, (batch, sequence), dtype=np.int64)
+        if text is None:
+            return rng.integers(0, config.vocab_size, (batch, sequence), dtype=np.int64)
+        return np.stack([text[start : start + sequence] for start in rng.integers(0, len(text) - sequence + 1, batch)])
 
     def step(ids: Array, mask: Array | None = None, past: Cache | None = None) -> StepInput:
         batch = len(ids)
@@ -46,7 +65,7 @@ def parity_cases(config: ModelConfig, reference: Runtime, *, seed: int = 0) -> I
         return StepInput(ids, ones if mask is None else mask, cache)
 
     yield Case("prefill 1x1", step(tokens(1, 1)))
-    yield Case("prefill 1x17", step(tokens(1, 17)))
+    yield Case(f"prefill 1x{LONGEST_PROMPT}", step(tokens(1, LONGEST_PROMPT)))
     prefill = step(tokens(3, 9))
     yield Case("prefill 3x9", prefill)
     past = reference.run(prefill).present

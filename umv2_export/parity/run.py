@@ -75,6 +75,7 @@ def check_bundle(
     atol: float | None = None,
     rtol: float | None = None,
     seed: int = 0,
+    text: Array | None = None,
     layerwise: bool = False,
 ) -> ParityReport:
     """Compare a bundle in each runtime with the literal reference of a checkpoint.
@@ -82,8 +83,19 @@ def check_bundle(
     Without a checkpoint the reference is the folded model rebuilt from the bundle's own weights: that checks the graph
     and the runtime, but not the folds.
 
+    Args:
+        bundle: what was exported.
+        checkpoint: what it was exported from.
+        runtimes: names.
+        atol: replaces the absolute tolerance of the bundle's dtype.
+        rtol: likewise.
+        seed: of the test inputs.
+        text: token ids [tokens] whose pieces are the test inputs; None: random tokens.
+        layerwise: compare the residual stream too.
+
     Raises:
         InputRejected: the bundle was made from another model, or is refused by a runtime.
+        InvalidRequest: the text is too short, or torch would be compared with itself.
         EnvironmentUnfit: a runtime is not installed.
     """
     if checkpoint is None:
@@ -98,7 +110,7 @@ def check_bundle(
     report = ParityReport()
     for name in runtimes:
         runtime = open_runtime(name, bundle)
-        cases = parity_cases(bundle.config, reference, seed=seed)
+        cases = parity_cases(bundle.config, reference, seed=seed, text=text)
         found = check_parity(reference, runtime, cases, tolerance, layerwise=layerwise)
         report.checks += found.checks
         report.layers += found.layers

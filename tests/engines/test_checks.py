@@ -1,0 +1,102 @@
+"""What TensorRT-RTX cannot build is named before a build starts."""
+
+import importlib
+from pathlib import Path
+
+import onnx.parser
+import onnx_ir as ir
+import pytest
+
+from umv2_export.engines.checks import ARCHITECTURES, check_graph, check_parsed, check_profiles, parse_architectures
+from umv2_export.engines.profiles import Profile, TensorSpec
+from umv2_export.errors import BuildFailed, InvalidRequest, Unsupported
+
+HERE = Path("model.onnx")
+
+
+def graph(text: str) -> ir.Model:
+    """A graph in the text form of ONNX."""
+    header = '<ir_version: 10, opset_import: ["" : 18, "com.microsoft" : 1]>'
+    return ir.from_proto(onnx.parser.parse_model(header + text))
+
+
+def test_architectures_are_those_of_the_library() -> None:
+    known = importlib.import_module("tensorrt_rtx").ComputeCapability.__members__
+    named = {"SM" + name.replace(".", "") for name in ARCHITECTURES}
+    assert named == set(known) - {"NONE", "CURRENT", "SM75"}
+
+
+def test_architectures_are_sorted_and_named_once() -> None:
+    assert parse_architectures("12.0, 8.6,8.6") == ("8.6", "12.0")
+
+
+@pytest.mark.parametrize("name", ["7.5", "9.0", "10.0"])
+def test_an_unknown_architecture_is_unsupported(name: str) -> None:
+    with pytest.raises(Unsupported, match=f"compute capability {name}") as caught:
+        parse_architectures(f"8.6,{name}")
+    assert "8.0, 8.6, 8.9, 12.0, 12.1" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "8.6,", "ampere", "86", "sm_86"])
+def test_what_is_no_architecture_is_a_mistake(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="no compute capability"):
+        parse_architectures(text)
+
+
+def test_an_op_of_another_domain_is_unsupported() -> None:
+    model = graph("g (float[2] x) => (float[2] y) { y = com.microsoft.MoE(x) }")
+    with pytest.raises(Unsupported, match=r"com\.microsoft::MoE") as caught:
+        check_graph(model, HERE)
+    assert "run in ONNX Runtime" in str(caught.value)
+
+
+def test_non_zero_is_unsupported() -> None:
+    with pytest.raises(Unsupported, match="op NonZero"):
+        check_graph(graph("g (bool[2] x) => (int64[1,n] y) { y = NonZero(x) }"), HERE)
+
+
+def test_a_dtype_that_the_library_has_not_is_unsupported() -> None:
+    with pytest.raises(Unsupported, match="'x' has dtype double"):
+        check_graph(graph("g (double[2] x) => (double[2] y) { y = Neg(x) }"), HERE)
+
+
+@pytest.mark.parametrize(("rows", "refused"), [(2**27 - 1, False), (2**27, True)])
+def test_a_table_of_more_elements_than_32_bits_count_is_unsupported(rows: int, refused: bool) -> None:
+    model = graph("g (int64[n] i) => (float16[n,16] y) { y = Gather(rows, i) }")
+    rows_value = ir.Value(name="rows", type=ir.TensorType(ir.DataType.FLOAT16), shape=ir.Shape([rows, 16]))
+    shape = ir.Shape([rows, 16])
+    rows_value.const_value = ir.ExternalTensor("rows", 0, rows * 32, ir.DataType.FLOAT16, shape=shape, name="rows")
+    model.graph.initializers["rows"] = rows_value
+    if not refused:
+        check_graph(model, HERE)
+        return
+    with pytest.raises(Unsupported, match="'rows' has 2147483648 elements") as caught:
+        check_graph(model, HERE)
+    assert "--shard-size" in str(caught.value)
+
+
+@pytest.mark.parametrize(("tokens", "refused"), [(2**23 - 1, False), (2**23, True)])
+def test_logits_of_more_elements_than_32_bits_count_are_unsupported(tokens: int, refused: bool) -> None:
+    logits = TensorSpec("logits", "float", ("batch", "sequence", 256))
+    profile = Profile("prefill", (1, 1, 1), (1, 1, tokens), (0, 0, 0))
+    if not refused:
+        check_profiles([profile], [logits], HERE)
+        return
+    with pytest.raises(Unsupported, match="'logits' has up to 2147483648 elements") as caught:
+        check_profiles([profile], [logits], HERE)
+    assert "--max-shapes" in str(caught.value)
+
+
+def test_the_length_of_the_new_cache_counts() -> None:
+    present = TensorSpec("present.0.key", "float", ("batch", 4, "past_sequence + sequence", 16))
+    assert Profile("prefill", (1, 1, 2), (1, 1, 5), (0, 0, 7)).shape(present, 2) == [2, 4, 12, 16]
+
+
+@pytest.mark.parametrize("change", [{"name": "ids"}, {"dtype": "int32"}, {"dims": [-1, 1]}, {"dims": [-1]}, None])
+def test_a_network_that_is_not_the_graph_is_refused(change: dict[str, object] | None) -> None:
+    inputs = [TensorSpec("input_ids", "int64", ("batch", "sequence"))]
+    same = {"name": "input_ids", "dtype": "int64", "dims": [-1, -1]}
+    check_parsed(inputs, [], {"inputs": [same], "outputs": []}, HERE)
+    parsed = [] if change is None else [{**same, **change}]
+    with pytest.raises(BuildFailed, match="the parsed network has"):
+        check_parsed(inputs, [], {"inputs": parsed, "outputs": []}, HERE)

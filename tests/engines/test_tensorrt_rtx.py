@@ -1,0 +1,177 @@
+"""Engines of TensorRT-RTX, built without a GPU: what they accept, and what a failing compiler leaves behind."""
+
+import dataclasses
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.golden import GOLDEN_CASES
+from umv2_export.bundle import Bundle
+from umv2_export.engines import tensorrt_rtx
+from umv2_export.engines.manifest import describe_engine, require_trusted
+from umv2_export.engines.tensorrt_rtx import BuildPlan, build_engine, plan_build
+from umv2_export.errors import BuildFailed, EnvironmentUnfit, Unsupported
+
+Exported = Callable[..., tuple[Path, dict[str, Any]]]
+
+# Registers a creator for MemoryLookup in the namespace named first, then parses the graph named second.
+PLUGIN_CREATOR = """
+import sys
+import tensorrt_rtx as trt
+
+class Creator(trt.IPluginCreatorV3One):
+    def __init__(self):
+        trt.IPluginCreatorV3One.__init__(self)
+        self.name, self.plugin_version, self.plugin_namespace = "MemoryLookup", "1", sys.argv[1]
+        names = ("pre_value_dim", "rows_per_shard", "groups")
+        fields = [trt.PluginField(name, b"", trt.PluginFieldType.INT32) for name in names]
+        self.field_names = trt.PluginFieldCollection(fields)
+
+    def create_plugin(self, name, fields, phase):
+        print("creator reached with", *sorted(field.name for field in fields), flush=True)
+
+creator, logger = Creator(), trt.Logger()
+assert trt.get_plugin_registry().register_creator(creator, sys.argv[1])
+builder = trt.Builder(logger)
+network = builder.create_network(1)
+parser = trt.OnnxParser(network, logger)
+print("parsed", parser.parse_from_file(sys.argv[2]), flush=True)
+"""
+
+
+def decode_plan(bundle: Path, compute_capability: str = "8.6,8.9,12.0", **options: Any) -> BuildPlan:
+    """A build of the decode profile alone: both take twice the time."""
+    plan = plan_build(Bundle(bundle), compute_capability=compute_capability, shapes={}, **options)
+    return dataclasses.replace(plan, profiles=plan.profiles[1:])
+
+
+def architectures_in(engine: Path) -> set[str]:
+    """Architectures for which the engine file names code."""
+    return {match.decode() for match in re.findall(rb"(?<![a-z])sm[0-9]{2,3}(?![0-9])", engine.read_bytes())}
+
+
+@pytest.mark.parametrize("name", [case.name for case in GOLDEN_CASES])
+def test_every_golden_checkpoint_builds_for_three_architectures(name: str, exported: Exported, tmp_path: Path) -> None:
+    bundle, _ = exported(name)
+    engine = build_engine(decode_plan(bundle), tmp_path / "engine").engine
+    assert architectures_in(engine.file) == {"sm86", "sm89", "sm120"}
+    written = json.loads((tmp_path / "engine" / "engine.json").read_text(encoding="utf-8"))
+    exported_io = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    assert (written["inputs"], written["outputs"]) == (exported_io["inputs"], exported_io["outputs"])
+    assert written["sha256"] == hashlib.sha256(engine.file.read_bytes()).hexdigest()
+    assert written["bundle"] == hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
+
+
+def test_an_engine_holds_both_profiles_and_stands_alone(exported: Exported, tmp_path: Path) -> None:
+    bundle, _ = exported("v2_shared_ring")
+    shapes = {"max": ["input_ids:2x16"]}
+    plan = plan_build(Bundle(bundle), compute_capability="8.9", shapes=shapes)
+    build_engine(plan, tmp_path / "engine")
+    assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == ["engine.json", "model.engine"]
+    assert architectures_in(tmp_path / "engine" / "model.engine") == {"sm89"}
+    require_trusted(tmp_path / "engine", trust=False)
+    profiles = describe_engine(tmp_path / "engine")["profiles"]
+    assert list(profiles) == ["prefill", "decode"]
+    assert [profiles[name]["input_ids"]["max"] for name in profiles] == [[2, 16], [2, 1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("v2_per_rank", ("--dtype", "bf16", "--target", "gpu")),
+        ("v2_shared_ring", ("--dtype", "fp16", "--table-dtype", "bf16")),
+        ("v2_per_rank", ("--table-dtype", "bf16", "--opset", "23")),
+        ("v2_shared_ring", ("--inline-functions", "--shard-size", "40KB")),
+    ],
+)
+def test_other_dtypes_opsets_and_shards_build(
+    name: str, options: tuple[str, ...], exported: Exported, tmp_path: Path
+) -> None:
+    build_engine(decode_plan(exported(name, *options)[0], "8.9"), tmp_path / "engine")
+
+
+def test_a_timing_cache_is_unsupported(exported: Exported, tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="no timing cache"):
+        decode_plan(exported("v2_shared_ring")[0], timing_cache=tmp_path / "cache")
+
+
+def test_the_library_says_that_its_timing_cache_does_nothing() -> None:
+    script = "import tensorrt_rtx as t; b = t.Builder(t.Logger()); b.create_builder_config().get_timing_cache()"
+    result = subprocess.run([sys.executable, "-W", "always", "-c", script], capture_output=True, text=True, check=True)
+    assert "Timing cache operations are no-ops in TensorRT-RTX" in result.stderr
+
+
+def test_a_missing_library_is_named(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = decode_plan(exported("v2_shared_ring")[0])
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(EnvironmentUnfit, match=r"umv2-export\[rtx\]"):
+        build_engine(plan, tmp_path / "engine")
+
+
+@pytest.mark.parametrize(
+    ("script", "ending"),
+    [
+        ("import os; print('last words', flush=True); os.abort()", "was ended by SIGABRT"),
+        ("import sys; print('last words', file=sys.stderr); sys.exit(7)", "ended with exit code 7"),
+    ],
+)
+def test_a_compiler_that_crashes_leaves_nothing(
+    script: str, ending: str, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_rtx, "WORKER", (sys.executable, "-c", script))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(BuildFailed, match=ending) as caught:
+        build_engine(decode_plan(exported("v2_shared_ring")[0]), tmp_path / "engine")
+    assert caught.value.exit_code == 6
+    assert caught.value.why == "last words"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_crash_leaves_the_engine_that_was_there(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "model.engine").write_bytes(b"old")
+    monkeypatch.setattr(tensorrt_rtx, "WORKER", (sys.executable, "-c", "import os; os.abort()"))
+    with pytest.raises(BuildFailed):
+        build_engine(decode_plan(exported("v2_shared_ring")[0]), tmp_path / "engine", replace_target=True)
+    assert (tmp_path / "engine" / "model.engine").read_bytes() == b"old"
+
+
+def test_what_the_parser_says_of_a_graph_reaches_the_user(exported: Exported, tmp_path: Path) -> None:
+    plan = decode_plan(exported("v2_shared_ring")[0])
+    next(iter(plan.model.graph)).op_type = "NoSuchOp"
+    with pytest.raises(BuildFailed, match="refuses the graph") as caught:
+        build_engine(plan, tmp_path / "engine")
+    assert "NoSuchOp" in (caught.value.why or "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_builder_says_of_a_graph_reaches_the_user(exported: Exported, tmp_path: Path) -> None:
+    plan = dataclasses.replace(decode_plan(exported("v2_shared_ring")[0]), architectures=("7.5",))
+    with pytest.raises(BuildFailed, match="refuses the graph") as caught:
+        build_engine(plan, tmp_path / "engine")
+    assert "FP32 GEMM is not supported" in (caught.value.why or "")
+
+
+@pytest.mark.parametrize(
+    ("namespace", "marks"),
+    [
+        ("umv2", ["creator reached with groups pre_value_dim rows_per_shard", "parsed False"]),
+        ("other", ["parsed True"]),
+    ],
+)
+def test_the_parser_looks_for_a_plugin_in_the_namespace_that_the_node_names(
+    namespace: str, marks: list[str], exported: Exported
+) -> None:
+    graph = exported("v2_shared_ring")[0] / "model.onnx"
+    command = [sys.executable, "-c", PLUGIN_CREATOR, namespace, str(graph)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert [line for line in result.stdout.splitlines() if line.startswith(("creator", "parsed"))] == marks

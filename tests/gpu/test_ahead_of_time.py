@@ -1,0 +1,149 @@
+"""The ahead-of-time build: resources, and how a caller must call; no GPU is needed."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.command import run_command
+from umv2_export.errors import BuildFailed
+from umv2_export.gpu.ahead_of_time import ARCHITECTURES, INDEX_FILE, _without_scratch, build_kernels
+from umv2_export.gpu.variants import LookupVariant, TopkVariant, Variant, lookup_variant, topk_variant
+
+SCORES = {torch.float32: (torch.float32, torch.int8), torch.bfloat16: (torch.bfloat16,)}
+
+
+def lookups() -> list[LookupVariant]:
+    """Of the published sizes, and one of rows that no 16 bytes divide."""
+    sizes = [(192, 192), (384, 768)]
+    variants = [
+        lookup_variant(scores, rows, shards=1, cores=2, grouped=False, pre_value_dim=p, value_dim=v, gelu=False)
+        for scores, row_dtypes in SCORES.items()
+        for rows in row_dtypes
+        for p, v in sizes
+    ]
+    odd = lookup_variant(
+        torch.float32, torch.float32, shards=3, cores=1, grouped=True, pre_value_dim=0, value_dim=33, gelu=False
+    )
+    return [*variants, odd]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """Every lookup for every architecture; the top-k, which takes 15 s to compile, for two."""
+    folder = tmp_path_factory.mktemp("kernels")
+    build_kernels(folder / "lookup", lookups(), list(ARCHITECTURES))
+    topk = topk_variant(torch.float32, ranks=2, cores=2, row_topk=32, topk=32)
+    build_kernels(folder / "topk", [topk], ["8.6", "12.0"])
+    entries = []
+    for name in ("lookup", "topk"):
+        for entry in json.loads((folder / name / INDEX_FILE).read_text())["kernels"]:
+            entries.append(entry | {"folder": folder / name})
+    return folder, entries
+
+
+def test_no_kernel_spills_registers(built: tuple[Path, list[dict[str, Any]]]) -> None:
+    assert {entry["spill_bytes"] for entry in built[1]} == {0}
+    assert all(0 < entry["registers"] <= 255 for entry in built[1])
+
+
+def test_rows_are_read_16_bytes_at_a_time_where_their_size_allows(built: tuple[Path, list[dict[str, Any]]]) -> None:
+    for entry in built[1]:
+        variant = entry["variant"]
+        if entry["op"] != "MemoryLookup":
+            continue
+        size = {"float32": 4, "bfloat16": 2, "int8": 1}[variant["rows_dtype"]]
+        # Bytes of a thread: its share of a block of hits. The smallest blocks give a thread less than 16.
+        held = (variant["block_p"] * variant["pre_values"] + variant["block_v"]) * variant["block_k"] * size
+        loads = held // (32 * variant["num_warps"] * 16)
+        allowed = variant["divisor"] * size >= 16
+        assert entry["vector_loads"] >= (loads if allowed else 0), entry["ptx"]
+        assert allowed or entry["vector_loads"] == 0 or variant["rows_dtype"] == "float32"
+
+
+def test_the_entry_takes_the_arguments_of_the_index_and_no_others(built: tuple[Path, list[dict[str, Any]]]) -> None:
+    for entry in built[1]:
+        ptx = (entry["folder"] / entry["ptx"]).read_text()
+        head = re.search(rf"\.visible \.entry {entry['entry']}\((.*?)\)", ptx, re.DOTALL)
+        assert head is not None
+        kinds = re.findall(r"\.param \.(u64|u32)", head[1])
+        assert kinds == ["u32" if argument["kind"] == "size" else "u64" for argument in entry["arguments"]]
+
+
+def test_ptx_is_of_the_version_and_target_of_its_architecture(built: tuple[Path, list[dict[str, Any]]]) -> None:
+    for entry in built[1]:
+        target, version = ARCHITECTURES[entry["compute_capability"]]
+        ptx = (entry["folder"] / entry["ptx"]).read_text()
+        assert f".target {target}" in ptx
+        assert f".version {version // 10}.{version % 10}" in ptx
+        assert entry["ptx_version"] == version
+
+
+def test_files_are_those_of_the_index(built: tuple[Path, list[dict[str, Any]]]) -> None:
+    for entry in built[1]:
+        for name, digest in entry["sha256"].items():
+            assert hashlib.sha256((entry["folder"] / name).read_bytes()).hexdigest() == digest
+        assert (entry["folder"] / entry["cubin"]).read_bytes()[:4] == b"\x7fELF"
+
+
+def test_inputs_come_first_in_the_order_of_the_op_then_sizes_then_outputs() -> None:
+    topk = topk_variant(torch.float32, ranks=2, cores=2, row_topk=8, topk=8)
+    variants: list[Variant] = [*lookups(), topk]
+    for variant in variants:
+        kinds = [argument.kind for argument in variant.arguments]
+        assert kinds == sorted(kinds, key=["input", "size", "output"].index)
+    quantised = lookup_variant(
+        torch.float16, torch.int8, shards=2, cores=2, grouped=True, pre_value_dim=16, value_dim=32, gelu=True
+    )
+    names = [argument.name for argument in quantised.arguments if argument.kind == "input"]
+    assert names == ["indices", "scores", "group", "query", "row_scales", "rows_0", "rows_1"]
+
+
+def test_a_kernel_that_reads_its_scratch_memory_is_refused() -> None:
+    parameters = ",\n".join(f"\t.param .u64 .ptr .global .align 1 k_param_{i}" for i in range(3))
+    ptx = f".visible .entry k(\n{parameters}\n)\n{{ ret; }}\n"
+    assert "k_param_1" not in _without_scratch(ptx, "k", 1)
+    with pytest.raises(BuildFailed, match="scratch"):
+        _without_scratch(ptx.replace("ret;", "ld.param.b64 %rd1, [k_param_2]; ret;"), "k", 1)
+
+
+def test_the_command_takes_what_a_bundle_calls(tmp_path: Path, exported: Any) -> None:
+    bundle, _ = exported("v2_shared_ring")
+    result = run_command(
+        "kernels", bundle, "-o", tmp_path / "out", "--compute-capability", "8.9", "--dry-run", "--json"
+    )
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["disk_bytes"] > 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
+    result = run_command("kernels", "-o", tmp_path / "out", "--compute-capability", "7.5")
+    assert result.exit_code == 5
+    assert "7.5" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_sizes_of_a_variant_cover_the_model() -> None:
+    for size in (1, 2, 3, 16, 17, 200, 1000):
+        lookup = lookup_variant(
+            torch.float32,
+            torch.float32,
+            shards=1,
+            cores=1,
+            grouped=False,
+            pre_value_dim=size,
+            value_dim=size,
+            gelu=False,
+        )
+        assert lookup.block_p >= size
+        assert lookup.block_v >= size
+        assert size % lookup.divisor == 0
+        topk = topk_variant(torch.float32, ranks=2, cores=2, row_topk=size, topk=size)
+        assert isinstance(topk, TopkVariant)
+        assert topk.block_m >= size
+        assert topk.block_n >= 2 * topk.block_m

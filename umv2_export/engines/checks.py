@@ -1,0 +1,145 @@
+"""What TensorRT-RTX cannot build, found before a build starts; and that it parsed the graph it was given."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from umv2_export.engines.profiles import Profile, TensorSpec
+from umv2_export.errors import BuildFailed, InvalidRequest, Unsupported
+
+__all__ = [
+    "ARCHITECTURES",
+    "DEFAULT_ARCHITECTURES",
+    "check_graph",
+    "check_parsed",
+    "check_profiles",
+    "parse_architectures",
+    "tensor_spec",
+]
+
+# Compute capabilities for which TensorRT-RTX 1.7 builds. It names 7.5 too, and refuses every fp32 product there.
+ARCHITECTURES = ("8.0", "8.6", "8.9", "12.0", "12.1")
+DEFAULT_ARCHITECTURES = "8.6,8.9,12.0"
+
+# TensorRT's documented limit. The RTX 1.7 builder takes larger tensors without a word (tried: a table of 2^31 + 64
+# elements, logits of 4.3e9), and whether its kernels can address them was not tried.
+MOST_ELEMENTS = 2**31 - 1
+
+_DTYPES = ("FLOAT", "FLOAT16", "BFLOAT16", "INT64", "INT32", "INT8", "UINT8", "BOOL")
+
+
+def parse_architectures(text: str) -> tuple[str, ...]:
+    """Compute capabilities separated by commas, in ascending order.
+
+    Raises:
+        InvalidRequest: not a list of compute capabilities.
+        Unsupported: TensorRT-RTX builds for no such architecture.
+    """
+    names = text.replace(" ", "").split(",")
+    for name in names:
+        if not re.fullmatch(r"[0-9]{1,2}\.[0-9]", name):
+            raise InvalidRequest(f"{name!r} is no compute capability", fix=f"write {DEFAULT_ARCHITECTURES}")
+        if name not in ARCHITECTURES:
+            raise Unsupported(
+                f"compute capability {name}",
+                why="TensorRT-RTX builds engines for " + ", ".join(ARCHITECTURES),
+                fix="--compute-capability with some of these",
+            )
+    return tuple(name for name in ARCHITECTURES if name in names)
+
+
+def tensor_spec(value: ir.Value) -> TensorSpec:
+    """An input or output of a bundle's graph."""
+    if value.name is None or value.shape is None or value.dtype is None:
+        raise AssertionError(f"{value.name} has no shape or dtype")
+    axes = tuple(axis if isinstance(axis, int) else str(axis) for axis in value.shape.dims)
+    return TensorSpec(value.name, value.dtype.name.lower(), axes)
+
+
+def check_graph(model: ir.Model, where: Path) -> None:
+    """Refuse ops, dtypes and sizes that TensorRT-RTX has not.
+
+    Args:
+        model: the graph with its functions expanded.
+        where: its file.
+
+    Raises:
+        Unsupported: it cannot be built.
+    """
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.domain not in ("", "ai.onnx"):
+            raise Unsupported(
+                f"op {node.domain}::{node.op_type} of node {node.name!r}",
+                where=where,
+                why="it is no standard op, has no body in the file, and TensorRT-RTX takes no plugins",
+                fix="models of experts run in ONNX Runtime" if node.op_type == "MoE" else None,
+            )
+        if node.op_type == "NonZero":
+            raise Unsupported(
+                f"op NonZero of node {node.name!r}",
+                where=where,
+                why="experts in standard ops find their tokens by it, and TensorRT-RTX's ONNX parser has none",
+                fix="models of experts run in ONNX Runtime",
+            )
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        if value.dtype is None or value.dtype.name not in _DTYPES:
+            raise Unsupported(
+                f"tensor {value.name!r} has dtype {value.dtype and value.dtype.name.lower()}",
+                where=where,
+                why="TensorRT-RTX takes " + ", ".join(_DTYPES).lower(),
+            )
+    for name, value in model.graph.initializers.items():
+        shape = () if value.shape is None else value.shape.numpy()
+        if math.prod(shape) > MOST_ELEMENTS:
+            raise Unsupported(
+                f"tensor {name!r} has {math.prod(shape)} elements, shape {list(shape)}",
+                where=where,
+                why=f"TensorRT counts to {MOST_ELEMENTS} elements of a tensor",
+                fix="export with a smaller --shard-size",
+            )
+
+
+def check_profiles(profiles: Sequence[Profile], tensors: Sequence[TensorSpec], where: Path) -> None:
+    """Refuse profiles at whose upper end an input or output is too large.
+
+    Raises:
+        Unsupported: one is.
+    """
+    for profile in profiles:
+        for tensor in tensors:
+            shape = profile.shape(tensor, 2)
+            if math.prod(shape) > MOST_ELEMENTS:
+                raise Unsupported(
+                    f"profile {profile.name!r}: {tensor.name!r} has up to {math.prod(shape)} elements, shape {shape}",
+                    where=where,
+                    why=f"TensorRT counts to {MOST_ELEMENTS} elements of a tensor",
+                    fix="give smaller --max-shapes, such as input_ids:1x1024",
+                )
+
+
+def check_parsed(
+    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], parsed: Mapping[str, Any], where: Path
+) -> None:
+    """Compare the inputs and outputs of the parsed network with those of the graph.
+
+    Args:
+        inputs: of the graph.
+        outputs: of the graph.
+        parsed: "inputs" and "outputs", each a list of name, dtype and dims (-1 where dynamic).
+        where: the graph file.
+
+    Raises:
+        BuildFailed: they differ in number, order, name, dtype or shape.
+    """
+    for kind, expected in (("inputs", inputs), ("outputs", outputs)):
+        wanted = [{"name": tensor.name, "dtype": tensor.dtype, "dims": tensor.dims} for tensor in expected]
+        got = parsed[kind]
+        if len(wanted) != len(got):
+            raise BuildFailed(f"the parsed network has {len(got)} {kind}, the graph {len(wanted)}", where=where)
+        for ours, theirs in zip(wanted, got, strict=True):
+            if ours != theirs:
+                raise BuildFailed(f"the parsed network has {theirs} among its {kind}, the graph {ours}", where=where)

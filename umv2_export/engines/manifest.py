@@ -1,0 +1,212 @@
+"""An engine on disk: the compiled file and engine.json. Nothing here deserialises an engine: it holds code."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from umv2_export.config import ModelConfig
+from umv2_export.errors import CheckFailed, InputRejected, shown
+from umv2_export.files import file_sha256, inside
+
+__all__ = [
+    "ENGINE_FILE",
+    "ENGINE_MANIFEST_FILE",
+    "Engine",
+    "EngineManifest",
+    "describe_engine",
+    "read_engine",
+    "require_trusted",
+]
+
+ENGINE_FILE = "model.engine"
+ENGINE_MANIFEST_FILE = "engine.json"
+
+FORMAT = "umv2-engine"
+FORMAT_VERSION = 1
+
+MAX_MANIFEST_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class EngineManifest:
+    """What an engine says of itself; field by field the content of engine.json.
+
+    Attributes:
+        tool_version: of the tool that wrote it.
+        runtime: tensorrt-rtx.
+        runtime_version: of the library that built it; it must be loaded by the same.
+        compute_capabilities: of the GPUs that can run it.
+        profiles: name, and shapes (input -> min, opt, max), in the order of the engine's profiles.
+        inputs, outputs: name, dtype and axes of each; the parsed network agreed with them.
+        size: bytes of the engine file.
+        sha256: of the engine file.
+        bundle: sha256 of the manifest of the bundle that it was built from.
+        config: the model, in the form of `ModelConfig.as_dict`.
+    """
+
+    tool_version: str
+    runtime: str
+    runtime_version: str
+    compute_capabilities: list[str]
+    profiles: list[Mapping[str, Any]]
+    inputs: list[Mapping[str, Any]]
+    outputs: list[Mapping[str, Any]]
+    size: int
+    sha256: str
+    bundle: str
+    config: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of engine.json."""
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+
+    def write(self, folder: Path) -> None:
+        """Write engine.json; the last file of an engine."""
+        text = json.dumps(self.as_dict(), indent=2) + "\n"
+        (folder / ENGINE_MANIFEST_FILE).write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine whose manifest was read, and whose file has the size and hash that it names.
+
+    Attributes:
+        path: the folder.
+        manifest: engine.json.
+    """
+
+    path: Path
+    manifest: EngineManifest
+
+    @property
+    def file(self) -> Path:
+        """The compiled engine."""
+        return self.path / ENGINE_FILE
+
+
+def read_engine(path: Path) -> Engine:
+    """Read the manifest of an engine and compare the file with it.
+
+    Raises:
+        InputRejected: it is no engine, or its manifest is malformed.
+        CheckFailed: the file is not the one that the manifest describes.
+    """
+    manifest = _read_manifest(path)
+    difference = _difference(path, manifest)
+    if difference is not None:
+        raise CheckFailed(difference, where=path, fix="copy the engine again, or build it again")
+    return Engine(path, manifest)
+
+
+def require_trusted(path: Path, *, trust: bool) -> None:
+    """To be called before an engine is deserialised: that runs code which the file holds.
+
+    The manifest is no signature: who replaces both files is not noticed. It tells an engine that this tool built from
+    any other file.
+
+    Args:
+        path: folder of an engine.
+        trust: the user vouches for the file (--trust-engine).
+
+    Raises:
+        InputRejected: the file is not the one that its manifest describes, or has no manifest, and is not trusted.
+    """
+    if trust:
+        return
+    try:
+        difference = _difference(path, _read_manifest(path))
+    except InputRejected as error:
+        difference = error.what
+    if difference is not None:
+        raise InputRejected(
+            f"this engine is not trusted: {difference}",
+            where=path,
+            why="an engine holds code that runs when it is loaded",
+            fix="build it again; or, if you know where it comes from, pass --trust-engine",
+        )
+
+
+def describe_engine(path: Path) -> dict[str, Any]:
+    """What an engine is, for `umv2-export inspect`; it is hashed, never deserialised.
+
+    Raises:
+        InputRejected: it is no engine, or its manifest is malformed.
+        CheckFailed: the file is not the one that the manifest describes.
+    """
+    manifest = read_engine(path).manifest
+    return {
+        "kind": "engine",
+        "runtime": manifest.runtime,
+        "runtime_version": manifest.runtime_version,
+        "compute_capabilities": list(manifest.compute_capabilities),
+        "tool_version": manifest.tool_version,
+        "config": ModelConfig.from_dict(manifest.config, where=path / ENGINE_MANIFEST_FILE).as_dict(),
+        "profiles": {profile["name"]: profile["shapes"] for profile in manifest.profiles},
+        "inputs": manifest.inputs,
+        "outputs": manifest.outputs,
+        "bundle": manifest.bundle,
+        "sha256": manifest.sha256,
+        "files": {ENGINE_FILE: manifest.size},
+        "size": manifest.size,
+    }
+
+
+def _difference(path: Path, manifest: EngineManifest) -> str | None:
+    """How the engine file differs from what its manifest says."""
+    file = inside(path, ENGINE_FILE)
+    size = file.stat().st_size
+    if size != manifest.size:
+        return f"file {ENGINE_FILE!r} has {size} bytes, the manifest says {manifest.size}"
+    digest = file_sha256(file)
+    if digest != manifest.sha256:
+        return f"file {ENGINE_FILE!r} has sha256 {digest}, the manifest says {shown(manifest.sha256)}"
+    return None
+
+
+def _read_manifest(path: Path) -> EngineManifest:
+    file = path / ENGINE_MANIFEST_FILE
+    if not path.is_dir() or not file.is_file():
+        raise InputRejected(
+            f"no engine: {ENGINE_MANIFEST_FILE} is missing",
+            where=path,
+            fix="pass a folder that `umv2-export build` wrote",
+        )
+    if file.stat().st_size > MAX_MANIFEST_BYTES:
+        raise InputRejected(f"the manifest is larger than {MAX_MANIFEST_BYTES} bytes", where=file)
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputRejected("not a JSON file", where=file, why=str(error)) from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise InputRejected(f"not the manifest of an engine: its format is not {FORMAT!r}", where=file)
+    if document.get("format_version") != FORMAT_VERSION:
+        raise InputRejected(
+            f"format version {shown(document.get('format_version'))}, this tool reads {FORMAT_VERSION}",
+            where=file,
+            fix="build the engine again with this version",
+        )
+    for field in dataclasses.fields(EngineManifest):
+        if not _well_formed(field.name, document.get(field.name)):
+            raise InputRejected(f"field {field.name!r} is missing or malformed", where=file)
+    return EngineManifest(**{field.name: document[field.name] for field in dataclasses.fields(EngineManifest)})
+
+
+def _well_formed(field: str, value: object) -> bool:
+    """Types on which later code relies."""
+    if field == "size":
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if field == "config":
+        return isinstance(value, dict)
+    if field == "compute_capabilities":
+        return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+    if field in ("inputs", "outputs"):
+        return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+    if field == "profiles":
+        return isinstance(value, list) and all(
+            isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("shapes"), dict)
+            for entry in value
+        )
+    return isinstance(value, str)

@@ -1,0 +1,284 @@
+"""The GPU kernels compiled ahead of time: PTX and cubin by op, dtype and architecture, and how to call them.
+
+Compiling needs Triton, but no GPU and no driver.
+"""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from umv2_export import __version__
+from umv2_export.errors import BuildFailed, EnvironmentUnfit, Unsupported
+from umv2_export.files import atomic_directory
+from umv2_export.gpu.variants import Variant
+from umv2_export.progress import Tracker, silent
+
+__all__ = ["ARCHITECTURES", "INDEX_FILE", "CompiledKernel", "build_kernels", "compile_variant", "require_architectures"]
+
+INDEX_FILE = "kernels.json"
+FORMAT_VERSION = 1
+
+# Compute capability -> (target of ptxas, PTX version). The lowest version that Triton writes for a target: a driver
+# reads PTX of its own time and older. 8.0 came with CUDA 12.0; 8.6 with 12.7 and 8.7 with 12.8, which know Blackwell.
+ARCHITECTURES: Mapping[str, tuple[str, int]] = {
+    "8.0": ("sm_80", 80),
+    "8.6": ("sm_86", 80),
+    "8.9": ("sm_89", 80),
+    "9.0": ("sm_90a", 80),
+    "10.0": ("sm_100a", 86),
+    "12.0": ("sm_120a", 87),
+}
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """One entry of the index.
+
+    Attributes:
+        name: of the variant.
+        op: name of the op.
+        variant: what is fixed: dtypes as text, sizes of blocks, flags.
+        compute_capability: such as "8.9".
+        entry: name of the function in PTX and cubin.
+        arguments: in order: name, kind (input, size, output), dtype, and the divisor that the caller vouches for.
+        grid: programs along x, y and z: `tokens`, `groups`, `heads` or a number.
+        block: threads of a program along x, y and z.
+        shared_bytes: dynamic shared memory of a program.
+        registers: of a thread.
+        spill_bytes: stores to local memory of a thread; 0 is what the build asks for.
+        vector_loads: loads of 16 bytes in the PTX.
+        ptx_version: times ten.
+        ptx, cubin: file names.
+        sha256: of both files, by name.
+    """
+
+    name: str
+    op: str
+    variant: dict[str, Any]
+    compute_capability: str
+    entry: str
+    arguments: list[dict[str, Any]]
+    grid: tuple[str, str, str]
+    block: tuple[int, int, int]
+    shared_bytes: int
+    registers: int
+    spill_bytes: int
+    vector_loads: int
+    ptx_version: int
+    ptx: str
+    cubin: str
+    sha256: dict[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def require_architectures(names: Sequence[str]) -> None:
+    """Refuse unknown architectures.
+
+    Raises:
+        Unsupported: one is not in `ARCHITECTURES`.
+    """
+    for name in names:
+        if name not in ARCHITECTURES:
+            raise Unsupported(f"compute capability {name!r}", fix="known: " + ", ".join(ARCHITECTURES))
+
+
+def require_triton() -> None:
+    """Notice before long work that Triton is not installed.
+
+    Raises:
+        EnvironmentUnfit: it is not.
+    """
+    try:
+        import triton  # noqa: F401, PLC0415 - an optional package
+    except ImportError as error:
+        raise EnvironmentUnfit(
+            "the GPU kernels are compiled by triton", fix="pip install 'umv2-export[gpu]'"
+        ) from error
+
+
+def build_kernels(
+    target: Path,
+    variants: Sequence[Variant],
+    architectures: Sequence[str],
+    track: Tracker = silent,
+    *,
+    replace_target: bool = False,
+) -> list[CompiledKernel]:
+    """Compile every variant for every architecture into a folder, with an index; it appears whole or not at all.
+
+    Args:
+        target: folder.
+        variants: of the kernels.
+        architectures: compute capabilities.
+        track: progress.
+        replace_target: replace a folder that is not empty.
+
+    Raises:
+        BuildFailed: the compiler failed, or a kernel spills registers.
+        Unsupported: an unknown architecture.
+        EnvironmentUnfit: Triton is not installed, or the disk is full.
+    """
+    require_triton()
+    require_architectures(architectures)
+    tasks = [(variant, architecture) for variant in variants for architecture in architectures]
+    advance = track("compiling kernels", len(tasks))
+    compiled = []
+    with atomic_directory(target, replace=replace_target) as folder:
+        # Processes: the compiler holds the interpreter lock. Started anew: Triton reads its environment when imported.
+        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=_prepare) as pool:
+            for future in [pool.submit(compile_variant, *task, folder) for task in tasks]:
+                compiled.append(future.result())
+                advance(1)
+        write_index(folder, compiled)
+    return compiled
+
+
+def write_index(folder: Path, kernels: Iterable[CompiledKernel]) -> None:
+    """Write the index of the kernels in a folder."""
+    document = {
+        "format": "umv2-kernels",
+        "format_version": FORMAT_VERSION,
+        "tool_version": __version__,
+        "kernels": [kernel.as_dict() for kernel in kernels],
+    }
+    (folder / INDEX_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _prepare() -> None:
+    # In Triton's interpreter nothing can be compiled.
+    os.environ.pop("TRITON_INTERPRET", None)
+
+
+def compile_variant(variant: Variant, architecture: str, folder: Path) -> CompiledKernel:
+    """Compile one variant and write its two files.
+
+    Raises:
+        BuildFailed: the compiler failed, or the kernel spills registers.
+    """
+    import triton  # noqa: PLC0415 - an optional package, read in a process of its own
+    from triton.backends.compiler import GPUTarget  # noqa: PLC0415
+    from triton.compiler import ASTSource  # noqa: PLC0415
+
+    target, ptx_version = ARCHITECTURES[architecture]
+    kernel = getattr(import_module(f"umv2_export.kernels.triton.{variant.module}"), variant.kernel)
+    signature, constants, attributes = _specialisation(kernel.arg_names, variant)
+    try:
+        compiled = triton.compile(
+            ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes),
+            target=GPUTarget("cuda", int(architecture.replace(".", "")), 32),
+            options={"ptx_version": ptx_version, "num_warps": variant.num_warps},
+        )
+    except Exception as error:  # the compiler raises many kinds
+        raise BuildFailed(f"triton could not compile {variant.name} for {architecture}", why=str(error)) from error
+    entry = compiled.metadata.name
+    ptx = _without_scratch(compiled.asm["ptx"], entry, len(variant.arguments)).encode()
+    registers, spill_bytes, cubin = _assemble(ptx, target)
+    if spill_bytes:
+        raise BuildFailed(f"{variant.name} for {architecture} spills {spill_bytes} bytes of registers a thread")
+    stem = f"{variant.name}_sm{architecture.replace('.', '')}"
+    files = {f"{stem}.ptx": ptx, f"{stem}.cubin": cubin}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return CompiledKernel(
+        variant.name,
+        variant.op,
+        {name: _plain(value) for name, value in vars(variant).items() if name != "arguments"},
+        architecture,
+        entry,
+        [asdict(argument) for argument in variant.arguments],
+        variant.grid,
+        (32 * variant.num_warps, 1, 1),
+        compiled.metadata.shared,
+        registers,
+        spill_bytes,
+        len(re.findall(rb"ld\.global\S*\.(?:v4\.b32|v2\.b64)", ptx)),
+        ptx_version,
+        f"{stem}.ptx",
+        f"{stem}.cubin",
+        {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+    )
+
+
+def _plain(value: object) -> object:
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+
+
+def _specialisation(
+    names: Sequence[str], variant: Variant
+) -> tuple[dict[str, Any], dict[str, Any], dict[tuple[int, ...], Any]]:
+    """Types, constants and divisors of the parameters of a kernel, as Triton takes them; absent inputs are None."""
+    shards = [
+        argument for argument in variant.arguments if argument.name.startswith("rows_") and argument.name[5:].isdigit()
+    ]
+    arguments = {argument.name: argument for argument in variant.arguments}
+    signature: dict[str, Any] = {}
+    constants: dict[str, Any] = dict(variant.constants)
+    attributes: dict[tuple[int, ...], Any] = {}
+    for index, name in enumerate(names):
+        if name == "rows":
+            signature[name] = tuple(f"*{shard.dtype}" for shard in shards)
+            attributes |= {(index, s): [["tt.divisibility", shard.divisor]] for s, shard in enumerate(shards)}
+        elif name in arguments:
+            argument = arguments[name]
+            signature[name] = "i32" if argument.kind == "size" else f"*{argument.dtype}"
+            if argument.divisor > 1:
+                attributes[index,] = [["tt.divisibility", argument.divisor]]
+        else:
+            signature[name] = "constexpr"
+            constants.setdefault(name, None)
+    return signature, constants, attributes
+
+
+def _without_scratch(ptx: str, entry: str, arguments: int) -> str:
+    """The PTX with the parameters of the op alone.
+
+    Triton appends two pointers to scratch memory, which these kernels never read. A caller that passes the arguments of
+    the op, as TensorRT does, would leave them unset, and the driver would read past its list.
+    """
+    for number in (arguments, arguments + 1):
+        parameter = rf",\s*\.param \.u64 \.ptr \.global \.align \d+ {entry}_param_{number}\b(?=[\s,)])"
+        if len(re.findall(rf"{entry}_param_{number}\b", ptx)) != 1:
+            raise BuildFailed(f"{entry} reads its scratch memory, parameter {number}")
+        ptx, removed = re.subn(parameter, "", ptx)
+        if removed != 1:
+            raise BuildFailed(f"{entry} has no parameter {number} for scratch memory")
+    return ptx
+
+
+def _assemble(ptx: bytes, target: str) -> tuple[int, int, bytes]:
+    """Registers and spilled bytes of a thread, and the cubin."""
+    from triton import knobs  # noqa: PLC0415 - an optional package
+
+    with tempfile.TemporaryDirectory() as scratch:
+        source, cubin = Path(scratch) / "kernel.ptx", Path(scratch) / "kernel.cubin"
+        source.write_bytes(ptx)
+        blackwell = int(re.sub(r"\D", "", target)) >= 100
+        assembler = knobs.nvidia.ptxas_blackwell if blackwell else knobs.nvidia.ptxas
+        done = subprocess.run(
+            [assembler.path, "-v", "--gpu-name", target, source, "-o", cubin],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise BuildFailed(f"ptxas refused a kernel for {target}", why=done.stderr.strip())
+        registers = re.search(r"Used (\d+) registers", done.stderr)
+        spills = re.search(r"(\d+) bytes spill stores", done.stderr)
+        if registers is None or spills is None:
+            raise BuildFailed("ptxas did not say what the kernel uses", why=done.stderr.strip())
+        return int(registers[1]), int(spills[1]), cubin.read_bytes()
