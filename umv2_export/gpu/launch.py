@@ -60,7 +60,7 @@ def launch_lookup(
     *,
     by_row: bool | None = None,
 ) -> torch.Tensor:
-    """As `umv2_export.ops.memory_lookup`; `by_row` takes hits in the order of their rows, None where tokens share rows."""
+    """As `umv2_export.ops.memory_lookup`; `by_row`: take hits in the order of rows (None: where tokens share them)."""
     tokens, hits, cores = scores.shape
     value_dim = rows[0].shape[1] - pre_value_dim
     variant = lookup_variant(
