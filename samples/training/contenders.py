@@ -80,8 +80,12 @@ CONTENDERS = {
     "moe": Contender(
         _model(0, MemoryConfig.absent(), ExpertsConfig(64, 8, 24)), "8 of 64 experts in each block", "released"
     ),
-    "umv2": Contender(_model(116, MEMORY), "UltraMemV2: all five changes"),
+    "umv2": Contender(
+        _model(114, replace(MEMORY, topk=32, row_topk=32)), "UltraMemV2: all five changes, 32 rows a token and layer"
+    ),
     "umv1": Contender(_model(116, V1_MEMORY), "UltraMem V1", scheme="released"),
+    # The others change one thing in this one.
+    "16-rows": Contender(_model(116, MEMORY), "UltraMemV2 with 16 rows a token and layer"),
     "few-layers": Contender(
         _model(159, replace(MEMORY, placements=((1, 1), (3, 3)), keys_per_side=127, share_ratio=0.5)),
         "memory in 2 of 4 blocks, twice the rows in each",
@@ -94,9 +98,8 @@ CONTENDERS = {
         _model(116, replace(MEMORY, pre_value_dim=0, value_dim=64)), "no pre-values, values twice as long", "released"
     ),
     "plain-init": Contender(_model(116, MEMORY), "tables drawn with deviation 0.02", "released"),
-    "more-memory": Contender(_model(106, replace(MEMORY, topk=64, row_topk=64)), "4 times the rows, a smaller FFN"),
-    "twice-memory": Contender(_model(114, replace(MEMORY, topk=32, row_topk=32)), "twice the rows, a smaller FFN"),
-    "less-memory": Contender(_model(118, replace(MEMORY, topk=4, row_topk=4)), "a quarter of the rows, a larger FFN"),
+    "64-rows": Contender(_model(106, replace(MEMORY, topk=64, row_topk=64)), "4 times the rows, a smaller FFN"),
+    "4-rows": Contender(_model(118, replace(MEMORY, topk=4, row_topk=4)), "a quarter of the rows, a larger FFN"),
     "plain-rate": Contender(_model(116, MEMORY), "tables at the learning rate of all else", table_rate=1.0),
     "shared": Contender(_model(105, replace(MEMORY, share_ratio=0.5)), "each layer sees half of the pool"),
 }
