@@ -69,6 +69,7 @@ def test_every_class_of_error_has_its_documented_exit_code() -> None:
         "InputRejected": 3,
         "EnvironmentUnfit": 4,
         "Unsupported": 5,
+        "BuildFailed": 6,
     }
 
 
