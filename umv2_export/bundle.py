@@ -16,7 +16,7 @@ from onnx.external_data_helper import ExternalDataInfo
 from umv2_export.config import ModelConfig
 from umv2_export.dtypes import torch_dtype
 from umv2_export.errors import CheckFailed, InputRejected
-from umv2_export.files import file_sha256, inside, tokenizer_files
+from umv2_export.files import file_sha256, inside, read_json, tokenizer_files
 from umv2_export.model.folded import MOST_SHARDS, TableLayout
 
 __all__ = ["MANIFEST_FILE", "MODEL_FILE", "WEIGHTS_FILE", "Bundle", "Manifest", "TableFile", "rows_file"]
@@ -27,8 +27,6 @@ WEIGHTS_FILE = "weights.data"
 
 FORMAT = "umv2-bundle"
 FORMAT_VERSION = 2
-
-MAX_MANIFEST_BYTES = 16 * 2**20
 
 _ONNX_DTYPES: Mapping[int, torch.dtype] = {
     onnx.TensorProto.FLOAT: torch.float32,
@@ -271,13 +269,8 @@ def _read_manifest(path: Path) -> Manifest:
         raise InputRejected(
             f"no bundle: {MANIFEST_FILE} is missing", where=path, fix="pass a folder that `umv2-export onnx` wrote"
         )
-    if file.stat().st_size > MAX_MANIFEST_BYTES:
-        raise InputRejected(f"the manifest is larger than {MAX_MANIFEST_BYTES} bytes", where=file)
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputRejected("not a JSON file", where=file, why=str(error)) from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+    document = read_json(file)
+    if document.get("format") != FORMAT:
         raise InputRejected(f"not the manifest of a bundle: its format is not {FORMAT!r}", where=file)
     if document.get("format_version") != FORMAT_VERSION:
         raise InputRejected(

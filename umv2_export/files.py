@@ -5,11 +5,13 @@ import ctypes
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import TracebackType
+from typing import Any
 
 import torch
 
@@ -22,6 +24,7 @@ __all__ = [
     "check_target",
     "file_sha256",
     "inside",
+    "read_json",
     "require_free_space",
     "tensor_bytes",
     "tokenizer_files",
@@ -30,10 +33,32 @@ __all__ = [
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
+# Far above any configuration, index or manifest: a larger file is not read into memory.
+MAX_JSON_BYTES = 16 * 2**20
+
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+
+
+def read_json(file: Path) -> Mapping[str, Any]:
+    """A JSON object.
+
+    Raises:
+        InputRejected: the file is missing, too large, or holds none.
+    """
+    if not file.is_file():
+        raise InputRejected("file missing", where=file)
+    if file.stat().st_size > MAX_JSON_BYTES:
+        raise InputRejected(f"the file is larger than {MAX_JSON_BYTES} bytes", where=file)
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputRejected("not a JSON file", where=file, why=str(error)) from error
+    if not isinstance(data, dict):
+        raise InputRejected("expected a JSON object", where=file)
+    return data
 
 
 def inside(folder: Path, name: str) -> Path:

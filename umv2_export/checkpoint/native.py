@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, validate_tensors
-from umv2_export.checkpoint.safetensors_files import INDEX_FILE, WEIGHTS_FILE, map_tensors, read_json
+from umv2_export.checkpoint.safetensors_files import INDEX_FILE, WEIGHTS_FILE, map_tensors
 from umv2_export.config import ModelConfig, QueryLayout
 from umv2_export.errors import InputRejected, Unsupported, shown
-from umv2_export.files import HashedFile, atomic_directory, tensor_bytes, tokenizer_files
+from umv2_export.files import HashedFile, atomic_directory, read_json, tensor_bytes, tokenizer_files
 from umv2_export.progress import Advance, Tracker, silent
 
 __all__ = ["CONFIG_FILE", "TensorStream", "checkpoint_streams", "read_checkpoint", "save_checkpoint"]

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, validate_tensors
-from umv2_export.checkpoint.safetensors_files import map_tensors, read_json
+from umv2_export.checkpoint.safetensors_files import map_tensors
 from umv2_export.config import ExpertsConfig, MemoryConfig, ModelConfig, tensor_shapes
 from umv2_export.errors import InputRejected, Unsupported, shown
-from umv2_export.files import tokenizer_files
+from umv2_export.files import read_json, tokenizer_files
 
 __all__ = ["CONFIG_FILE", "MODEL_TYPE", "read_checkpoint"]
 

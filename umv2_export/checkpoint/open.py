@@ -4,9 +4,9 @@ from pathlib import Path
 
 from umv2_export.checkpoint import native, official, olmoe
 from umv2_export.checkpoint.checkpoint import Checkpoint
-from umv2_export.checkpoint.safetensors_files import read_json
 from umv2_export.config import QueryLayout
 from umv2_export.errors import InputRejected
+from umv2_export.files import read_json
 
 __all__ = ["open_checkpoint"]
 

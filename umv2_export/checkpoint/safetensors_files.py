@@ -1,22 +1,18 @@
-"""Safetensors files of a folder, one or several with an index, and JSON files beside them; all of it untrusted."""
+"""Safetensors files of a folder, one or several with an index; all of it untrusted."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from umv2_export.errors import InputRejected
-from umv2_export.files import inside
+from umv2_export.files import inside, read_json
 
-__all__ = ["INDEX_FILE", "WEIGHTS_FILE", "map_tensors", "read_json"]
+__all__ = ["INDEX_FILE", "WEIGHTS_FILE", "map_tensors"]
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-
-MAX_CONFIG_BYTES = 16 * 2**20
 
 
 def map_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[Path]]:
@@ -33,25 +29,6 @@ def map_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[Path]]:
                 raise InputRejected(f"tensor {name!r} stands in two files", where=file)
             tensors[name] = tensor
     return tensors, files
-
-
-def read_json(file: Path) -> Mapping[str, Any]:
-    """A JSON object.
-
-    Raises:
-        InputRejected: the file is missing, too large, or holds none.
-    """
-    if not file.is_file():
-        raise InputRejected("file missing", where=file)
-    if file.stat().st_size > MAX_CONFIG_BYTES:
-        raise InputRejected(f"the file is larger than {MAX_CONFIG_BYTES} bytes", where=file)
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputRejected("not a JSON file", where=file, why=str(error)) from error
-    if not isinstance(data, dict):
-        raise InputRejected("expected a JSON object", where=file)
-    return data
 
 
 def _weight_files(path: Path) -> list[Path]:
