@@ -1,7 +1,7 @@
 """Three trained models of one size, exported in three precisions: UltraMemV2, a mixture of 8 experts, UltraMem V1.
 
 Each checkpoint below samples/checkpoints was trained by samples/training/train.py on the source of Python's standard
-library, byte by byte. Here each is exported in three precisions; bits per byte of modules that none of them saw are
+library, byte by byte. Here each is exported in three precisions; bits per byte of a module that none of them saw are
 measured in ONNX Runtime, and parity is checked on that text. About three minutes on two cores.
 """
 

@@ -1,7 +1,7 @@
 """The models that are trained: a pair of equal size, UltraMem V1, and UltraMemV2 with one thing changed.
 
 Every one has the total and the activated parameters of the mixture of experts within 1 %: what a change takes, the FFN
-and the number of rows give back.
+gives back.
 """
 
 from dataclasses import dataclass, replace
