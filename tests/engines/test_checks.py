@@ -7,9 +7,9 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from umv2_export.engines.checks import ARCHITECTURES, check_graph, check_parsed, check_profiles, parse_architectures
+from umv2_export.engines.checks import ARCHITECTURES, check_graph, check_parsed, check_profiles
 from umv2_export.engines.profiles import Profile, TensorSpec
-from umv2_export.errors import BuildFailed, InvalidRequest, Unsupported
+from umv2_export.errors import BuildFailed, Unsupported
 
 HERE = Path("model.onnx")
 
@@ -24,23 +24,6 @@ def test_architectures_are_those_of_the_library() -> None:
     known = importlib.import_module("tensorrt_rtx").ComputeCapability.__members__
     named = {"SM" + name.replace(".", "") for name in ARCHITECTURES}
     assert named == set(known) - {"NONE", "CURRENT", "SM75"}
-
-
-def test_architectures_are_sorted_and_named_once() -> None:
-    assert parse_architectures("12.0, 8.6,8.6") == ("8.6", "12.0")
-
-
-@pytest.mark.parametrize("name", ["7.5", "9.0", "10.0"])
-def test_an_unknown_architecture_is_unsupported(name: str) -> None:
-    with pytest.raises(Unsupported, match=f"compute capability {name}") as caught:
-        parse_architectures(f"8.6,{name}")
-    assert "8.0, 8.6, 8.9, 12.0, 12.1" in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["", "8.6,", "ampere", "86", "sm_86"])
-def test_what_is_no_architecture_is_a_mistake(text: str) -> None:
-    with pytest.raises(InvalidRequest, match="no compute capability"):
-        parse_architectures(text)
 
 
 def test_an_op_of_another_domain_is_unsupported() -> None:

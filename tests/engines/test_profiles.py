@@ -20,16 +20,16 @@ def planned(**shapes: str) -> dict[str, dict[str, dict[str, list[int]]]]:
 
 def test_prefill_takes_up_to_the_trained_length_on_any_past() -> None:
     prefill = planned()["prefill"]
-    assert prefill["input_ids"] == {"min": [1, 1], "opt": [1, 128], "max": [4, 256]}
-    assert prefill["attention_mask"] == {"min": [1, 1], "opt": [1, 128], "max": [4, 511]}
-    assert prefill["past_key_values.0.key"] == {"min": [1, 4, 0, 16], "opt": [1, 4, 0, 16], "max": [4, 4, 255, 16]}
+    assert prefill["input_ids"] == {"min": [1, 1], "opt": [1, 128], "max": [8, 256]}
+    assert prefill["attention_mask"] == {"min": [1, 1], "opt": [1, 128], "max": [8, 511]}
+    assert prefill["past_key_values.0.key"] == {"min": [1, 4, 0, 16], "opt": [1, 4, 0, 16], "max": [8, 4, 255, 16]}
 
 
 def test_decode_takes_one_token() -> None:
     decode = planned()["decode"]
-    assert decode["input_ids"] == {"min": [1, 1], "opt": [1, 1], "max": [4, 1]}
-    assert decode["attention_mask"] == {"min": [1, 1], "opt": [1, 129], "max": [4, 256]}
-    assert decode["past_key_values.0.key"] == {"min": [1, 4, 0, 16], "opt": [1, 4, 128, 16], "max": [4, 4, 255, 16]}
+    assert decode["input_ids"] == {"min": [1, 1], "opt": [1, 1], "max": [8, 1]}
+    assert decode["attention_mask"] == {"min": [1, 1], "opt": [1, 129], "max": [8, 256]}
+    assert decode["past_key_values.0.key"] == {"min": [1, 4, 0, 16], "opt": [1, 4, 128, 16], "max": [8, 4, 255, 16]}
 
 
 def test_a_shape_of_one_input_holds_for_all() -> None:

@@ -1,7 +1,6 @@
 """What TensorRT-RTX cannot build, found before a build starts; and that it parsed the graph it was given."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from umv2_export.engines.profiles import Profile, TensorSpec
-from umv2_export.errors import BuildFailed, InvalidRequest, Unsupported
+from umv2_export.errors import BuildFailed, Unsupported
 
 __all__ = [
     "ARCHITECTURES",
@@ -17,7 +16,6 @@ __all__ = [
     "check_graph",
     "check_parsed",
     "check_profiles",
-    "parse_architectures",
     "tensor_spec",
 ]
 
@@ -30,26 +28,6 @@ DEFAULT_ARCHITECTURES = "8.6,8.9,12.0"
 MOST_ELEMENTS = 2**31 - 1
 
 _DTYPES = ("FLOAT", "FLOAT16", "BFLOAT16", "INT64", "INT32", "INT8", "UINT8", "BOOL")
-
-
-def parse_architectures(text: str) -> tuple[str, ...]:
-    """Compute capabilities separated by commas, in ascending order.
-
-    Raises:
-        InvalidRequest: not a list of compute capabilities.
-        Unsupported: TensorRT-RTX builds for no such architecture.
-    """
-    names = text.replace(" ", "").split(",")
-    for name in names:
-        if not re.fullmatch(r"[0-9]{1,2}\.[0-9]", name):
-            raise InvalidRequest(f"{name!r} is no compute capability", fix=f"write {DEFAULT_ARCHITECTURES}")
-        if name not in ARCHITECTURES:
-            raise Unsupported(
-                f"compute capability {name}",
-                why="TensorRT-RTX builds engines for " + ", ".join(ARCHITECTURES),
-                fix="--compute-capability with some of these",
-            )
-    return tuple(name for name in ARCHITECTURES if name in names)
 
 
 def tensor_spec(value: ir.Value) -> TensorSpec:

@@ -9,7 +9,7 @@ from typing import Any
 
 from umv2_export.config import ModelConfig
 from umv2_export.errors import CheckFailed, InputRejected, shown
-from umv2_export.files import file_sha256, inside
+from umv2_export.files import file_sha256, inside, read_json
 
 __all__ = [
     "ENGINE_FILE",
@@ -26,8 +26,6 @@ ENGINE_MANIFEST_FILE = "engine.json"
 
 FORMAT = "umv2-engine"
 FORMAT_VERSION = 1
-
-MAX_MANIFEST_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -174,13 +172,8 @@ def _read_manifest(path: Path) -> EngineManifest:
             where=path,
             fix="pass a folder that `umv2-export build` wrote",
         )
-    if file.stat().st_size > MAX_MANIFEST_BYTES:
-        raise InputRejected(f"the manifest is larger than {MAX_MANIFEST_BYTES} bytes", where=file)
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputRejected("not a JSON file", where=file, why=str(error)) from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+    document = read_json(file)
+    if document.get("format") != FORMAT:
         raise InputRejected(f"not the manifest of an engine: its format is not {FORMAT!r}", where=file)
     if document.get("format_version") != FORMAT_VERSION:
         raise InputRejected(

@@ -23,7 +23,7 @@ BATCH, SEQUENCE, PAST, TOTAL = "batch", "sequence", "past_sequence", "total_sequ
 # Attention over an empty cache is what prefill does; a batch or a sequence of 0 computes nothing.
 _SMALLEST = {BATCH: 1, SEQUENCE: 1, PAST: 0}
 
-DEFAULT_BATCH: Bounds = (1, 1, 4)
+DEFAULT_BATCH: Bounds = (1, 1, 8)
 DEFAULT_PREFILL = 128
 
 

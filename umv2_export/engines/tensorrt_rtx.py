@@ -16,7 +16,8 @@ import onnx_ir as ir
 
 from umv2_export import __version__
 from umv2_export.bundle import MANIFEST_FILE, MODEL_FILE, Bundle
-from umv2_export.engines.checks import check_graph, check_parsed, check_profiles, parse_architectures, tensor_spec
+from umv2_export.compute_capability import parse_compute_capabilities
+from umv2_export.engines.checks import ARCHITECTURES, check_graph, check_parsed, check_profiles, tensor_spec
 from umv2_export.engines.manifest import ENGINE_FILE, Engine, EngineManifest
 from umv2_export.engines.profiles import Profile, TensorSpec, plan_profiles
 from umv2_export.errors import BuildFailed, EnvironmentUnfit, Unsupported
@@ -126,7 +127,7 @@ def plan_build(
             why="since 1.2 it ignores one; what it compiles on the GPU goes into the runtime cache of the application",
             fix="leave out --timing-cache",
         )
-    architectures = parse_architectures(compute_capability)
+    architectures = parse_compute_capabilities(compute_capability, ARCHITECTURES, "TensorRT-RTX")
     model = ir.from_proto(bundle.graph())
     inline_bodies(model)
     check_graph(model, bundle.model_file)

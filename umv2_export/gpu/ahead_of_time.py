@@ -20,12 +20,12 @@ from typing import Any
 import torch
 
 from umv2_export import __version__
-from umv2_export.errors import BuildFailed, EnvironmentUnfit, Unsupported
+from umv2_export.errors import BuildFailed, EnvironmentUnfit
 from umv2_export.files import atomic_directory
 from umv2_export.gpu.variants import Variant
 from umv2_export.progress import Tracker, silent
 
-__all__ = ["ARCHITECTURES", "INDEX_FILE", "CompiledKernel", "build_kernels", "compile_variant", "require_architectures"]
+__all__ = ["ARCHITECTURES", "INDEX_FILE", "CompiledKernel", "build_kernels", "compile_variant", "require_triton"]
 
 INDEX_FILE = "kernels.json"
 FORMAT_VERSION = 1
@@ -86,17 +86,6 @@ class CompiledKernel:
         return asdict(self)
 
 
-def require_architectures(names: Sequence[str]) -> None:
-    """Refuse unknown architectures.
-
-    Raises:
-        Unsupported: one is not in `ARCHITECTURES`.
-    """
-    for name in names:
-        if name not in ARCHITECTURES:
-            raise Unsupported(f"compute capability {name!r}", fix="known: " + ", ".join(ARCHITECTURES))
-
-
 def require_triton() -> None:
     """Notice before long work that Triton is not installed.
 
@@ -124,17 +113,15 @@ def build_kernels(
     Args:
         target: folder.
         variants: of the kernels.
-        architectures: compute capabilities.
+        architectures: compute capabilities, of `ARCHITECTURES`.
         track: progress.
         replace_target: replace a folder that is not empty.
 
     Raises:
         BuildFailed: the compiler failed, or a kernel spills registers.
-        Unsupported: an unknown architecture.
         EnvironmentUnfit: Triton is not installed, or the disk is full.
     """
     require_triton()
-    require_architectures(architectures)
     tasks = [(variant, architecture) for variant in variants for architecture in architectures]
     advance = track("compiling kernels", len(tasks))
     compiled = []
@@ -197,7 +184,7 @@ def compile_variant(variant: Variant, architecture: str, folder: Path) -> Compil
     return CompiledKernel(
         variant.name,
         variant.op,
-        {name: _plain(value) for name, value in vars(variant).items() if name != "arguments"},
+        {name: _plain(value) for name, value in asdict(variant).items()},
         architecture,
         entry,
         [asdict(argument) for argument in variant.arguments],
@@ -222,9 +209,7 @@ def _specialisation(
     names: Sequence[str], variant: Variant
 ) -> tuple[dict[str, Any], dict[str, Any], dict[tuple[int, ...], Any]]:
     """Types, constants and divisors of the parameters of a kernel, as Triton takes them; absent inputs are None."""
-    shards = [
-        argument for argument in variant.arguments if argument.name.startswith("rows_") and argument.name[5:].isdigit()
-    ]
+    shards = [argument for argument in variant.arguments if re.fullmatch(r"rows_\d+", argument.name)]
     arguments = {argument.name: argument for argument in variant.arguments}
     signature: dict[str, Any] = {}
     constants: dict[str, Any] = dict(variant.constants)

@@ -63,6 +63,8 @@ def launch_lookup(
     """As `umv2_export.ops.memory_lookup`; `by_row`: take hits in the order of rows (None: where tokens share them)."""
     tokens, hits, cores = scores.shape
     value_dim = rows[0].shape[1] - pre_value_dim
+    if not tokens:
+        return scores.new_empty((0, groups * value_dim))
     variant = lookup_variant(
         scores.dtype,
         rows[0].dtype,
@@ -77,8 +79,6 @@ def launch_lookup(
     optional = tuple(None if tensor is None else tensor.contiguous() for tensor in (group, query, row_scales))
     shards = tuple(shard.contiguous() for shard in rows)
     sizes = (rows_per_shard, pre_value_dim, value_dim)
-    if not tokens:
-        return scores.new_empty((0, groups * value_dim))
     if shares_rows(indices.numel(), sum(len(shard) for shard in rows)) if by_row is None else by_row:
         return _launch_by_row(variant, indices, scores, optional, shards, sizes, groups)
     output = scores.new_empty((tokens, groups * value_dim))

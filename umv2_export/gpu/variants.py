@@ -5,7 +5,6 @@ constants, the order of arguments and the grid from here.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -107,7 +106,7 @@ class LookupVariant:
             f"{flags}_k{self.block_k}p{self.block_p if self.pre_values else 0}v{self.block_v}d{self.divisor}"
         )
 
-    @cached_property
+    @property
     def arguments(self) -> list[Argument]:
         """In order: inputs as the op has them, sizes, output."""
         scores, rows = _ELEMENTS[self.scores_dtype], _ELEMENTS[self.rows_dtype]
@@ -172,7 +171,7 @@ class TopkVariant:
         """Names the entry and its files."""
         return f"tucker_topk_{_ELEMENTS[self.scores_dtype]}_r{self.ranks}_c{self.cores}_m{self.block_m}k{self.block_k}"
 
-    @cached_property
+    @property
     def arguments(self) -> list[Argument]:
         """In order: inputs as the op has them, sizes, outputs."""
         scores = _ELEMENTS[self.scores_dtype]
@@ -237,18 +236,20 @@ def topk_variant(scores_dtype: torch.dtype, *, ranks: int, cores: int, row_topk:
     """The variant for these top-k sizes."""
     # tl.topk of one element fails to compile (triton 3.7.1).
     block_m, block_k = max(2, _power_of_two(row_topk)), max(2, _power_of_two(topk))
-    # Smaller blocks sort faster a comparison, larger ones merge less often; these spill nothing on any architecture,
-    # while 1024 cells with 4 warps spilled 8 bytes on sm_86 and 12 on sm_120.
-    small = max(block_m, block_k) <= 32
+    # Smaller blocks sort faster a comparison, larger ones merge less often. Up to the top 768 these spill nothing on
+    # any architecture; 1024 cells spilled 8 bytes on sm_86 with 4 warps and 16 bytes on sm_100 with 8, and the top 768
+    # spilled 4 bytes on sm_80 with 8 warps.
+    largest = max(block_m, block_k)
+    small = largest <= 32
     return TopkVariant(
         scores_dtype,
         ranks,
         cores,
         block_n=max(256 if small else 512, 2 * block_m),
         block_m=block_m,
-        block_x=max(512 if small else 1024, 2 * block_k),
+        block_x=max(512, 2 * block_k),
         block_k=block_k,
-        num_warps=4 if small else 8,
+        num_warps=4 if small else 8 if largest <= 256 else 16,
     )
 
 
