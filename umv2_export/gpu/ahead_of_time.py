@@ -22,6 +22,7 @@ import torch
 from umv2_export import __version__
 from umv2_export.errors import BuildFailed, EnvironmentUnfit
 from umv2_export.files import atomic_directory
+from umv2_export.gpu.pack import PACK_FILE, pack_kernels
 from umv2_export.gpu.variants import Variant
 from umv2_export.progress import Tracker, silent
 
@@ -51,6 +52,7 @@ class CompiledKernel:
         op: name of the op.
         variant: what is fixed: dtypes as text, sizes of blocks, flags.
         compute_capability: such as "8.9".
+        target: of ptxas, such as sm_89; code of one that ends in "a" runs on that architecture alone.
         entry: name of the function in PTX and cubin.
         arguments: in order: name, kind (input, size, output), dtype, and the divisor that the caller vouches for.
         grid: programs along x, y and z: `tokens`, `groups`, `heads` or a number.
@@ -68,6 +70,7 @@ class CompiledKernel:
     op: str
     variant: dict[str, Any]
     compute_capability: str
+    target: str
     entry: str
     arguments: list[dict[str, Any]]
     grid: tuple[str, str, str]
@@ -132,6 +135,7 @@ def build_kernels(
                 compiled.append(future.result())
                 advance(1)
         write_index(folder, compiled)
+        (folder / PACK_FILE).write_bytes(pack_kernels(folder, compiled))
     return compiled
 
 
@@ -186,6 +190,7 @@ def compile_variant(variant: Variant, architecture: str, folder: Path) -> Compil
         variant.op,
         {name: _plain(value) for name, value in asdict(variant).items()},
         architecture,
+        target,
         entry,
         [asdict(argument) for argument in variant.arguments],
         variant.grid,

@@ -4,12 +4,15 @@ Plain data, with no compiler and no runtime in sight: PyTorch, the ahead-of-time
 constants, the order of arguments and the grid from here.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from umv2_export.bundle import Bundle
 from umv2_export.config import ModelConfig
+from umv2_export.dtypes import torch_dtype
 from umv2_export.errors import Unsupported
 
 __all__ = [
@@ -17,6 +20,7 @@ __all__ = [
     "LookupVariant",
     "TopkVariant",
     "Variant",
+    "bundle_variants",
     "lookup_variant",
     "model_variants",
     "topk_variant",
@@ -253,8 +257,25 @@ def topk_variant(scores_dtype: torch.dtype, *, ranks: int, cores: int, row_topk:
     )
 
 
-def model_variants(config: ModelConfig, shards: int) -> list[Variant]:
-    """All variants that exports of a model can ask for, in every dtype.
+def bundle_variants(bundle: Bundle) -> list[Variant]:
+    """The variants that the nodes of a bundle ask for: one of each op.
+
+    Raises:
+        Unsupported: its model has no memory layers.
+    """
+    scores_dtype, rows_dtype = torch_dtype(bundle.manifest.dtype), bundle.layout.dtype
+    return model_variants(bundle.config, bundle.layout.shards, {scores_dtype: (rows_dtype,)})
+
+
+def model_variants(
+    config: ModelConfig, shards: int, dtypes: Mapping[torch.dtype, Sequence[torch.dtype]] = ROW_DTYPES
+) -> list[Variant]:
+    """All variants that exports of a model can ask for.
+
+    Args:
+        config: of the model.
+        shards: of its tables.
+        dtypes: of scores -> of rows.
 
     Raises:
         Unsupported: it has no memory layers.
@@ -263,7 +284,7 @@ def model_variants(config: ModelConfig, shards: int) -> list[Variant]:
     if m.kind == "none":
         raise Unsupported("the model has no memory layers, so no GPU kernels of ours")
     variants: list[Variant] = []
-    for scores_dtype, rows_dtypes in ROW_DTYPES.items():
+    for scores_dtype, rows_dtypes in dtypes.items():
         variants += [
             lookup_variant(
                 scores_dtype,

@@ -1,0 +1,34 @@
+// Calls of the compiled kernels: arguments in the order that umv2_export/gpu/variants.py gives them, grid, shared memory.
+#pragma once
+
+#include <vector>
+
+#include "kernel_pack.h"
+
+namespace umv2::cuda {
+
+// A MemoryLookup node with its tensors, all in the memory of the device; inputs that its traits exclude are not read.
+struct LookupCall {
+  LookupTraits node;
+  int64_t tokens, hits, rows_per_shard, groups;
+  const void *indices, *scores, *group, *query, *row_scales;
+  std::vector<const void*> rows;
+  void* output;
+};
+
+struct TopkCall {
+  TopkTraits node;
+  int64_t tokens, heads, keys_per_side;
+  const void *row_scores, *col_scores, *u, *v, *cores;
+  void *addresses, *scores;
+};
+
+// Load the kernel of a node into the current context, so that no launch has to.
+void prepare(const KernelPack& pack, const LookupTraits& node);
+void prepare(const KernelPack& pack, const TopkTraits& node);
+
+// Enqueue the kernel; both throw where none serves the node, or where a size is beyond its 32 bits.
+void launch(const KernelPack& pack, const LookupCall& call, Stream stream);
+void launch(const KernelPack& pack, const TopkCall& call, Stream stream);
+
+}  // namespace umv2::cuda

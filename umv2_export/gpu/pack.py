@@ -1,0 +1,71 @@
+"""All kernels of a build in one file, for the plugins in C++: fixed records, then the cubins.
+
+`plugins/cuda/kernel_pack.h` reads it; all numbers are little endian.
+"""
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from umv2_export.gpu.ahead_of_time import CompiledKernel
+
+__all__ = ["PACK_FILE", "pack_kernels"]
+
+PACK_FILE = "kernels.bin"
+
+MAGIC = b"UMV2KERN"
+FORMAT_VERSION = 1
+
+HEADER = struct.Struct("<8sII")
+# Facts of a kernel, its entry, and place and size of its cubin.
+RECORD = struct.Struct("<19i4x64sQQ")
+
+OPS = {"MemoryLookup": 0, "TuckerTopK": 1}
+
+# As ONNX numbers element types.
+ELEMENT_TYPES = {"float32": 1, "int8": 3, "float16": 10, "bfloat16": 16}
+
+# In the order of the record, after op, architecture, threads and shared memory; what an op has not is 0.
+FACTS = (
+    "scores_dtype",
+    "rows_dtype",
+    "shards",
+    "cores",
+    "grouped",
+    "pre_values",
+    "gelu",
+    "divisor",
+    "ranks",
+    "block_k",
+    "block_p",
+    "block_v",
+    "block_m",
+)
+
+
+def pack_kernels(folder: Path, kernels: Sequence["CompiledKernel"]) -> bytes:
+    """Records and cubins of kernels whose files lie in a folder."""
+    cubins = [(folder / kernel.cubin).read_bytes() for kernel in kernels]
+    offset = HEADER.size + RECORD.size * len(kernels)
+    records = []
+    for kernel, cubin in zip(kernels, cubins, strict=True):
+        major, minor = map(int, kernel.compute_capability.split("."))
+        numbers = [
+            OPS[kernel.op],
+            major,
+            minor,
+            # Code of a target such as sm_90a runs on that architecture alone.
+            int(kernel.target.endswith("a")),
+            kernel.block[0],
+            kernel.shared_bytes,
+            *(_number(kernel.variant.get(fact, 0)) for fact in FACTS),
+        ]
+        records.append(RECORD.pack(*numbers, kernel.entry.encode(), offset, len(cubin)))
+        offset += len(cubin)
+    return b"".join([HEADER.pack(MAGIC, FORMAT_VERSION, len(kernels)), *records, *cubins])
+
+
+def _number(fact: int | str) -> int:
+    return ELEMENT_TYPES[fact] if isinstance(fact, str) else int(fact)
