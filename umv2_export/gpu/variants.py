@@ -12,7 +12,6 @@ import torch
 
 from umv2_export.bundle import Bundle
 from umv2_export.config import ModelConfig
-from umv2_export.dtypes import torch_dtype
 from umv2_export.errors import Unsupported
 
 __all__ = [
@@ -263,14 +262,14 @@ def bundle_variants(bundle: Bundle) -> list[Variant]:
     Raises:
         Unsupported: its model has no memory layers.
     """
-    scores_dtype, rows_dtype = torch_dtype(bundle.manifest.dtype), bundle.layout.dtype
-    return model_variants(bundle.config, bundle.layout.shards, {scores_dtype: (rows_dtype,)})
+    # Exports compute scores and pre-scores in fp32, whatever their weights are stored in.
+    return model_variants(bundle.config, bundle.layout.shards, {torch.float32: (bundle.layout.dtype,)})
 
 
 def model_variants(
     config: ModelConfig, shards: int, dtypes: Mapping[torch.dtype, Sequence[torch.dtype]] = ROW_DTYPES
 ) -> list[Variant]:
-    """All variants that exports of a model can ask for.
+    """All variants that nodes of a model can ask for.
 
     Args:
         config: of the model.
