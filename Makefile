@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-native lint format bench wheel clean
+.PHONY: demo test test-native lint format bench gpu wheel clean
 
 NATIVE := $(wildcard kernels/cpu/* plugins/onnxruntime/*)
 
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt cli.py $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# Headers and type stubs of TensorRT, to check the plugins with; what they ask for would pull in TensorRT itself.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps kernel-lens tensorrt-stubs
 	touch $@
 
 demo: $(STAMP)
@@ -42,6 +44,10 @@ bench: $(STAMP)
 	$(BIN)/python samples/02_export_at_scale.py
 	$(BIN)/umv2-export bench-op
 	$(BIN)/python samples/03_traffic_at_scale.py
+
+# What takes a GPU: writes docs/gpu-results.md.
+gpu: $(STAMP)
+	$(BIN)/python -m samples.gpu.report
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

@@ -1,0 +1,155 @@
+"""Everything that takes a GPU, in one run: `make gpu`, or `python -m samples.gpu.report`.
+
+Runs the tests that a GPU alone can run in full (kernels, launches of the compiled PTX and cubin, the harness of the
+TensorRT plugin), counts bytes with ncu, times lookups and layers beside their peers, and writes docs/gpu-results.md.
+Exit code 1 if a test or a count fails; a target that is missed is reported, not failed.
+"""
+
+import datetime
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import click
+import torch
+
+from samples.gpu import dram
+from samples.gpu.contenders import Comparison, compare_layers, compare_lookups
+from umv2_export import __version__
+from umv2_export.errors import CheckFailed, EnvironmentUnfit, Umv2Error
+from umv2_export.presets import PRESETS
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ("tests/kernels/test_triton_kernels.py", "tests/gpu", "tests/plugins")
+
+TABLE_BYTES = 8 * 2**30
+WIDTH = 1024
+
+COUNTED_BATCHES = (1, 8, 64, 512)
+MOST_DIFFERENCE = 0.05
+
+TABLE_HEAD = "| what | tokens | ours, us | peer, us | ratio | target |\n|---|---|---|---|---|---|"
+
+
+@click.command(help=__doc__)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default=ROOT / "docs" / "gpu-results.md"
+)
+def main(output: Path) -> None:
+    """Run all parts and write the page."""
+    try:
+        require_gpu()
+        tests, passed = run_tests()
+        counts, counted = count_bytes()
+        comparisons = list(compare_all())
+    except Umv2Error as error:
+        click.echo(f"error: {error.message()}", err=True)
+        sys.exit(error.exit_code)
+    output.write_text(page(card(), tests, counts, comparisons), encoding="utf-8")
+    click.echo(f"wrote {output}")
+    sys.exit(0 if passed and counted else 1)
+
+
+def require_gpu() -> None:
+    """Notice that there is no GPU before anything runs in the interpreter instead.
+
+    Raises:
+        EnvironmentUnfit: PyTorch sees none.
+    """
+    if not torch.cuda.is_available():
+        raise EnvironmentUnfit(
+            "PyTorch sees no GPU",
+            why=f"torch {torch.__version__}" + ("" if torch.version.cuda else " was built without CUDA"),
+            fix="run it on a machine with an NVIDIA GPU and a CUDA build of PyTorch",
+        )
+
+
+def run_tests() -> tuple[str, bool]:
+    """The last lines of pytest, and whether all passed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", *TESTS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = done.stdout.strip().splitlines()
+    kept = [line for line in lines if line.startswith(("SKIPPED", "FAILED", "ERROR"))] + lines[-1:]
+    return "\n".join(kept), done.returncode == 0
+
+
+def count_bytes() -> tuple[str, bool]:
+    """A table of counted bytes, and whether all agree."""
+    if shutil.which("ncu") is None:
+        return "Not counted: `ncu` is not installed.", True
+    lines = ["| tokens | ncu, bytes | counted, bytes | ncu / counted |", "|---|---|---|---|"]
+    agree = True
+    for tokens in COUNTED_BATCHES:
+        try:
+            found = dram.count(tokens)
+        except CheckFailed as error:
+            return f"Not counted: {error.message()}", False
+        ratio = found.measured / found.expected
+        agree &= abs(ratio - 1) <= MOST_DIFFERENCE
+        lines.append(f"| {tokens} | {found.measured} | {found.expected} | {ratio:.3f} |")
+    return "\n".join(lines), agree
+
+
+def compare_all() -> Iterable[Comparison]:
+    """Lookups in three dtypes, then layers."""
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        rows = TABLE_BYTES // (WIDTH * dtype.itemsize)
+        table = torch.empty(rows, WIDTH, dtype=dtype, device="cuda").normal_()
+        yield from compare_lookups(table)
+        del table
+        torch.cuda.empty_cache()
+    yield from compare_layers(PRESETS["umv2-227m-1.2b"], PRESETS["olmoe-227m-1.2b"], "cuda")
+
+
+def card() -> str:
+    """What the measurements were made on."""
+    properties = torch.cuda.get_device_properties(0)
+    return (
+        f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, compute capability "
+        f"{properties.major}.{properties.minor}; torch {torch.__version__}, CUDA {torch.version.cuda}"
+    )
+
+
+def page(machine: str, tests: str, counts: str, comparisons: Sequence[Comparison]) -> str:
+    """The whole page."""
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    return f"""# What was measured on a GPU
+
+`make gpu` wrote this page on {today}. {machine}; umv2-export {__version__}.
+
+## Tests
+
+```
+{tests}
+```
+
+## Bytes that a lookup reads
+
+64 rows a token of 2 KB, at random out of 16 GB; counted: distinct rows, indices, scores.
+
+{counts}
+
+## Times
+
+Each contender's calls are one CUDA graph, on inputs of their own; median of rounds in which the contenders take turns.
+A ratio is the time of the peer over ours, or our share of the card's rate of random rows.
+
+{table(comparisons)}
+"""
+
+
+def table(comparisons: Sequence[Comparison]) -> str:
+    """Comparisons as a table."""
+    lines = [
+        f"| {one.measure} | {one.batch} | {one.seconds * 1e6:.1f} | "
+        f"{'' if one.peer_seconds is None else f'{one.peer_seconds * 1e6:.1f}'} | {one.ratio:.2f} | "
+        f"{'' if one.target is None else one.target} |"
+        for one in comparisons
+    ]
+    return "\n".join([TABLE_HEAD, *lines])
+
+
+if __name__ == "__main__":
+    main()

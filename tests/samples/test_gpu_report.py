@@ -1,0 +1,97 @@
+"""The report on a GPU, as far as a CPU can run it: what is compared computes the same, and counts are read rightly."""
+
+from functools import partial
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from samples.gpu import contenders, dram, report
+from samples.gpu.ceiling import WAYS, read_rows
+from samples.gpu.contenders import Comparison
+from umv2_export.errors import CheckFailed
+from umv2_export.ops import experts
+from umv2_export.presets import PRESETS
+
+# As ncu prints it after what the program printed.
+NCU_LINES = """==PROF== Connected to process 41
+expected 2000
+==PROF== Disconnected from process 41
+"ID","Process ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value"
+"0","41","memory_lookup_kernel","Command line profiler metrics","dram__bytes_read.sum","byte","2,050"
+""".splitlines()
+
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+def test_grouped_experts_are_the_experts_of_the_model() -> None:
+    torch.manual_seed(0)
+    hidden, logits = torch.randn(9, 32, dtype=torch.bfloat16), torch.randn(9, 6)
+    ff_proj, ff_out = torch.randn(6, 32, 32, dtype=torch.bfloat16), torch.randn(6, 16, 32, dtype=torch.bfloat16)
+    grouped = contenders.grouped_experts(hidden, logits, ff_proj, ff_out, 2)
+    one_by_one = experts(hidden, logits, [w.T for w in ff_proj], [w.T for w in ff_out], 2, False)
+    torch.testing.assert_close(grouped, one_by_one, rtol=2e-2, atol=0.5)
+
+
+def test_every_lookup_computes_the_same() -> None:
+    torch.manual_seed(0)
+    table = torch.randn(50, 32)
+    (indices,), scores = contenders.random_lookups(table, 3, 1)
+    ours = contenders.our_lookup(table, scores, indices)
+    for peer in (contenders.stock_lookup, contenders.torch_embedding_bag):
+        torch.testing.assert_close(peer(table, scores, indices), ours)
+
+
+@without_gpu
+def test_lookups_and_layers_are_compared_at_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contenders, "random_row_rate", lambda table, indices: 1e9)
+    lines = list(contenders.compare_lookups(torch.randn(50, 32), batches=(1, 64), calls=2))
+    peers = ("1 GB/s of random rows", "torch embedding_bag", "stock ops in a CUDA graph")
+    assert [(one.measure.split(" / ")[1], one.batch) for one in lines] == [(p, b) for b in (1, 64) for p in peers]
+    assert [one.target for one in lines] == [None, None, None, 0.8, 1.5, None]
+    assert all(one.ratio == pytest.approx(one.peer_seconds / one.seconds) for one in lines if one.peer_seconds)
+    layers = contenders.compare_layers(PRESETS["umv2-tiny"], PRESETS["moe-tiny-top8"], "cpu", batches=(4, 64), layers=2)
+    assert [(one.batch, one.target) for one in layers] == [(4, None), (64, 4.0)]
+
+
+@pytest.mark.parametrize("way", [WAYS[0], WAYS[-1]])
+def test_the_ceiling_reads_every_row_once(way: tuple[int, int]) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    table = torch.randn(40, 24, device=device)
+    indices = torch.randint(40, (21,), device=device)
+    sums = read_rows(table, *way, indices)
+    assert len(sums) == -(-21 // way[0])
+    torch.testing.assert_close(sums.sum(), table[indices].sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_bytes_are_counted_once_a_distinct_row_and_read_from_ncu() -> None:
+    indices, scores = torch.tensor([[3, 3, 5]]), torch.zeros(1, 3, 1)
+    assert dram.expected_bytes(indices, scores, 1000) == 2 * 1000 + 3 * 8 + 3 * 4
+    assert dram.bytes_read(NCU_LINES) == 2050
+    with pytest.raises(CheckFailed, match="0 times"):
+        dram.bytes_read(NCU_LINES[:-1])
+
+
+def test_a_count_that_is_off_fails_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report.shutil, "which", lambda name: name)
+    for measured, agrees in ((1040, True), (1060, False)):
+        monkeypatch.setattr(report.dram, "count", partial(dram.Count, measured=measured, expected=1000))
+        assert report.count_bytes()[1] is agrees
+
+
+def test_the_page_names_card_and_figures() -> None:
+    lines = [
+        Comparison("lookup / peer", 64, 2e-6, 6e-6, 3.0, 1.5),
+        Comparison("lookup / rate", 64, 2e-6, None, 0.9, 0.8),
+    ]
+    text = report.page("Some card", "3 passed", "no ncu", lines)
+    assert "Some card" in text
+    assert "| lookup / peer | 64 | 2.0 | 6.0 | 3.00 | 1.5 |" in text
+    assert "| lookup / rate | 64 | 2.0 |  | 0.90 | 0.8 |" in text
+
+
+@without_gpu
+def test_without_a_gpu_nothing_runs() -> None:
+    result = CliRunner().invoke(report.main, [])
+    assert result.exit_code == 4
+    assert "PyTorch sees no GPU" in result.output
