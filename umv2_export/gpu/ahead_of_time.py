@@ -4,32 +4,26 @@ Compiling needs Triton, but no GPU and no driver.
 """
 
 import hashlib
-import json
 import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from umv2_export import __version__
 from umv2_export.errors import BuildFailed, EnvironmentUnfit
 from umv2_export.files import atomic_directory
+from umv2_export.gpu.index import INDEX_FILE, CompiledKernel, plain_variant, write_index
 from umv2_export.gpu.pack import PACK_FILE, pack_kernels
 from umv2_export.gpu.variants import Variant
 from umv2_export.progress import Tracker, silent
 
 __all__ = ["ARCHITECTURES", "INDEX_FILE", "CompiledKernel", "build_kernels", "compile_variant", "require_triton"]
-
-INDEX_FILE = "kernels.json"
-FORMAT_VERSION = 1
 
 # Compute capability -> (target of ptxas, PTX version). The lowest version that Triton writes for a target: a driver
 # reads PTX of its own time and older. 8.0 came with CUDA 12.0; 8.6 with 12.7 and 8.7 with 12.8, which know Blackwell.
@@ -41,52 +35,6 @@ ARCHITECTURES: Mapping[str, tuple[str, int]] = {
     "10.0": ("sm_100a", 86),
     "12.0": ("sm_120a", 87),
 }
-
-
-@dataclass(frozen=True)
-class CompiledKernel:
-    """One entry of the index.
-
-    Attributes:
-        name: of the variant.
-        op: name of the op.
-        variant: what is fixed: dtypes as text, sizes of blocks, flags.
-        compute_capability: such as "8.9".
-        target: of ptxas, such as sm_89; code of one that ends in "a" runs on that architecture alone.
-        entry: name of the function in PTX and cubin.
-        arguments: in order: name, kind (input, size, output), dtype, and the divisor that the caller vouches for.
-        grid: programs along x, y and z: `tokens`, `groups`, `heads` or a number.
-        block: threads of a program along x, y and z.
-        shared_bytes: dynamic shared memory of a program.
-        registers: of a thread.
-        spill_bytes: stores to local memory of a thread; 0 is what the build asks for.
-        vector_loads: loads of 16 bytes in the PTX.
-        ptx_version: times ten.
-        ptx, cubin: file names.
-        sha256: of both files, by name.
-    """
-
-    name: str
-    op: str
-    variant: dict[str, Any]
-    compute_capability: str
-    target: str
-    entry: str
-    arguments: list[dict[str, Any]]
-    grid: tuple[str, str, str]
-    block: tuple[int, int, int]
-    shared_bytes: int
-    registers: int
-    spill_bytes: int
-    vector_loads: int
-    ptx_version: int
-    ptx: str
-    cubin: str
-    sha256: dict[str, str]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def require_triton() -> None:
@@ -139,17 +87,6 @@ def build_kernels(
     return compiled
 
 
-def write_index(folder: Path, kernels: Iterable[CompiledKernel]) -> None:
-    """Write the index of the kernels in a folder."""
-    document = {
-        "format": "umv2-kernels",
-        "format_version": FORMAT_VERSION,
-        "tool_version": __version__,
-        "kernels": [kernel.as_dict() for kernel in kernels],
-    }
-    (folder / INDEX_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
 def _prepare() -> None:
     # In Triton's interpreter nothing can be compiled.
     os.environ.pop("TRITON_INTERPRET", None)
@@ -188,7 +125,7 @@ def compile_variant(variant: Variant, architecture: str, folder: Path) -> Compil
     return CompiledKernel(
         variant.name,
         variant.op,
-        {name: _plain(value) for name, value in asdict(variant).items()},
+        plain_variant(variant),
         architecture,
         target,
         entry,
@@ -204,10 +141,6 @@ def compile_variant(variant: Variant, architecture: str, folder: Path) -> Compil
         f"{stem}.cubin",
         {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     )
-
-
-def _plain(value: object) -> object:
-    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
 
 
 def _specialisation(

@@ -1,0 +1,92 @@
+"""The kernels of a bundle for one GPU, compiled when they are first asked for and kept in the user's cache folder."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import umv2_export.kernels.triton
+from umv2_export import __version__
+from umv2_export.bundle import Bundle
+from umv2_export.errors import EnvironmentUnfit, InputRejected, Unsupported
+from umv2_export.gpu.ahead_of_time import ARCHITECTURES, build_kernels, require_triton
+from umv2_export.gpu.index import plain_variant, read_index
+from umv2_export.gpu.pack import PACK_FILE, pack_kernels
+from umv2_export.gpu.variants import Variant, bundle_variants
+from umv2_export.progress import Tracker, silent
+
+__all__ = ["cached_kernels"]
+
+
+def cached_kernels(bundle: Bundle, architecture: str, track: Tracker = silent) -> Path:
+    """The file (`pack.PACK_FILE`) of the kernels that the nodes of a bundle call.
+
+    The first time it takes 10 to 30 s, most of them for the top-k. Of processes that ask at once, one compiles.
+
+    Args:
+        bundle: whose kernels.
+        architecture: compute capability, such as 8.9.
+        track: progress.
+
+    Raises:
+        Unsupported: nothing is compiled for this architecture, or the model has no memory layers.
+        EnvironmentUnfit: Triton is not installed, or the cache folder may not be written.
+        BuildFailed: the compiler failed.
+    """
+    if architecture not in ARCHITECTURES:
+        raise Unsupported(
+            f"a GPU of compute capability {architecture}", why="kernels are compiled for " + ", ".join(ARCHITECTURES)
+        )
+    variants = bundle_variants(bundle)
+    require_triton()
+    folder = _cache_folder() / _key(variants, architecture)
+    if not _is_whole(folder):
+        with _alone(folder):
+            if not _is_whole(folder):
+                build_kernels(folder, variants, [architecture], track, replace_target=True)
+    return folder / PACK_FILE
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "umv2-export" / "kernels"
+
+
+def _key(variants: Sequence[Variant], architecture: str) -> str:
+    """Names all that a build depends on."""
+    import triton  # noqa: PLC0415 - an optional package
+
+    versions = {"umv2-export": __version__, "triton": triton.__version__, "architecture": architecture}
+    facts = {variant.name: plain_variant(variant) for variant in variants}
+    digest = hashlib.sha256(json.dumps([versions, facts]).encode())
+    for folder in umv2_export.kernels.triton.__path__:
+        for source in sorted(Path(folder).glob("*.py")):
+            digest.update(source.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return (folder / PACK_FILE).read_bytes() == pack_kernels(folder, read_index(folder))
+    except (OSError, InputRejected):
+        return False
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process makes this folder."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = folder.with_suffix(".lock").open("w")
+    except OSError as error:
+        raise EnvironmentUnfit(
+            "the cache of GPU kernels cannot be written",
+            where=folder.parent,
+            why=str(error),
+            fix="let XDG_CACHE_HOME name another folder, or UMV2_GPU_KERNELS the kernels.bin of `umv2-export kernels`",
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
