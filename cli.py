@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from umv2_export.bundle import Bundle
     from umv2_export.checkpoint.native import TensorStream
     from umv2_export.config import ModelConfig
+    from umv2_export.engines.build import BuildResult
     from umv2_export.onnx.export import ExportResult
     from umv2_export.parity import ParityReport
 
@@ -94,6 +95,7 @@ def sizes(text: str) -> tuple[int, ...]:
 
 
 FOLDER = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, dir_okay=False)
 
 LAYOUTS: Mapping[str, Any] = {"auto": None, "released": "released", "per-rank": "per_rank"}
 
@@ -439,19 +441,25 @@ def generate(
 
 
 @cli.command()
-@click.argument("bundle", type=FOLDER)
+@click.argument("path", type=FOLDER)
 @json_option
-def verify(bundle: Path, as_json: bool) -> None:
-    """Check sizes and hashes of a bundle against its manifest."""
+def verify(path: Path, as_json: bool) -> None:
+    """Check sizes and hashes of a bundle or an engine against its manifest."""
     from umv2_export.bundle import Bundle
+    from umv2_export.engines.manifest import ENGINE_MANIFEST_FILE, verify_engine
 
-    opened = Bundle(bundle)
-    opened.verify()
-    files = opened.manifest.files
-    if as_json:
-        print_json({"bundle": str(bundle), "passed": True, "files": len(files)})
+    if (path / ENGINE_MANIFEST_FILE).is_file():
+        verify_engine(path)
+        kind, files, agreement = "engine", 1, "the engine agrees with its manifest"
     else:
-        click.echo(f"{bundle}: {len(files)} files agree with the manifest")
+        opened = Bundle(path)
+        opened.verify()
+        kind, files = "bundle", len(opened.manifest.files)
+        agreement = f"{files} files agree with the manifest"
+    if as_json:
+        print_json({kind: str(path), "passed": True, "files": files})
+    else:
+        click.echo(f"{path}: {agreement}")
 
 
 @cli.command()
@@ -546,59 +554,93 @@ def bench(
 @click.option(
     "--compute-capability",
     metavar="LIST",
-    default="8.6,8.9,12.0",
-    show_default=True,
-    help="Architectures that the engine runs on: 8.0, 8.6, 8.9, 12.0, 12.1.",
+    help="Architectures that the engine runs on. tensorrt-rtx: some of 8.0, 8.6, 8.9, 12.0, 12.1; without it, "
+    "8.6,8.9,12.0. tensorrt: that of the GPU of this machine, which is the default.",
 )
 @shape_option("min")
 @shape_option("opt")
 @shape_option("max")
-@click.option("--timing-cache", type=click.Path(path_type=Path), help="Refused for tensorrt-rtx, which has none.")
+@click.option("--timing-cache", type=FILE, help="tensorrt: keep what was timed in this file, with a record beside it.")
+@click.option("--require-timing-cache", is_flag=True, help="tensorrt: fail if anything is not in the timing cache.")
+@click.option(
+    "--require-aot/--allow-jit",
+    default=True,
+    help="tensorrt: whether the engine must hold compiled kernels (default), or may need Python and Triton to run.",
+)
+@click.option("--plugin-library", type=FILE, help="tensorrt: take the plugins of this shared library.")
+@click.option("--version-compatible", is_flag=True, help="tensorrt: let later versions load the engine.")
+@click.option("--hardware-compatible", is_flag=True, help="tensorrt: let all GPUs from Ampere on run the engine.")
+@click.option("--strip-weights", is_flag=True, help="tensorrt: leave out the weights; `refit` puts them in.")
 @json_option
 def build(
     bundle: Path,
     output: Path,
     runtime: str,
-    compute_capability: str,
-    min_shapes: Sequence[str],
-    opt_shapes: Sequence[str],
-    max_shapes: Sequence[str],
-    timing_cache: Path | None,
+    require_aot: bool,
     force: bool,
     dry_run: bool,
     as_json: bool,
+    min_shapes: Sequence[str],
+    opt_shapes: Sequence[str],
+    max_shapes: Sequence[str],
+    **options: Any,
 ) -> None:
-    """Compile a bundle to an engine, with profiles for prefill and decode; no GPU is needed."""
+    """Compile a bundle to an engine, with profiles for prefill and decode; tensorrt-rtx needs no GPU for it."""
     from umv2_export.bundle import Bundle
-    from umv2_export.engines.tensorrt_rtx import build_engine, plan_build, require_tensorrt_rtx
-    from umv2_export.files import check_target, require_free_space
+    from umv2_export.engines.build import build_engine, plan_build
+    from umv2_export.engines.plan import BuildOptions, check_target_and_resources
+    from umv2_export.files import check_target
     from umv2_export.progress import progress_bars
 
     check_target(output, force=force, inputs=[bundle])
     shapes = {"min": min_shapes, "opt": opt_shapes, "max": max_shapes}
-    plan = plan_build(Bundle(bundle), compute_capability=compute_capability, shapes=shapes, timing_cache=timing_cache)
-    require_tensorrt_rtx()
+    plan = plan_build(runtime, Bundle(bundle), BuildOptions(shapes=shapes, allow_jit=not require_aot, **options))
     if dry_run:
-        require_free_space(output, plan.disk_bytes)
+        check_target_and_resources(plan, output)
         print_dry_run(output, plan.memory_bytes, plan.disk_bytes, as_json=as_json)
         return
     with progress_bars() as track:
         result = build_engine(plan, output, replace_target=force, track=track)
+    show_build(result, as_json=as_json)
+
+
+@cli.command()
+@click.argument("engine", type=FOLDER)
+@click.argument("bundle", type=FOLDER)
+@output_options
+@click.option("--trust-engine", is_flag=True, help="Load the engine though it is not what its manifest says.")
+@click.option("--plugin-library", type=FILE, help="The plugins, where the engine was built with a library of them.")
+@json_option
+def refit(
+    engine: Path,
+    bundle: Path,
+    output: Path,
+    trust_engine: bool,
+    plugin_library: Path | None,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Put the weights of BUNDLE into ENGINE, which was built with --strip-weights; a new engine is written."""
+    from umv2_export.bundle import Bundle
+    from umv2_export.engines.refit import plan_refit, refit_engine, require_resources
+    from umv2_export.files import check_target
+    from umv2_export.progress import progress_bars
+    from umv2_export.report import format_bytes
+
+    check_target(output, force=force, inputs=[engine, bundle])
+    plan = plan_refit(engine, Bundle(bundle), trust=trust_engine, plugin_library=plugin_library)
+    if dry_run:
+        require_resources(plan, output)
+        print_dry_run(output, plan.memory_bytes, plan.disk_bytes, as_json=as_json)
+        return
+    with progress_bars() as track:
+        result = refit_engine(plan, output, replace_target=force, track=track)
     manifest = result.engine.manifest
     if as_json:
         print_json({"engine": str(output), **manifest.as_dict(), "seconds": result.seconds})
-        return
-    from umv2_export.report import format_bytes
-
-    click.echo(
-        f"{output}: {format_bytes(manifest.size)}, {manifest.runtime} {manifest.runtime_version}, "
-        f"compute capabilities {', '.join(manifest.compute_capabilities)}, "
-        f"profiles {', '.join(profile['name'] for profile in manifest.profiles)}, built in {result.seconds:.1f} s"
-    )
-    click.echo(
-        f"the parsed network has the graph's {len(manifest.inputs)} inputs and {len(manifest.outputs)} outputs; "
-        "the engine itself was not run"
-    )
+    else:
+        click.echo(f"{output}: {format_bytes(manifest.size)} with the weights of {bundle}; the engine was not run")
 
 
 @cli.command()
@@ -717,6 +759,36 @@ def show_export(result: "ExportResult", parity: "ParityReport | None", *, as_jso
         )
         return
     print_export(bundle, parity)
+
+
+def show_build(result: "BuildResult", *, as_json: bool) -> None:
+    """Say what a build wrote, what was checked, and what the engine needs where it is loaded."""
+    from umv2_export.report import format_bytes
+
+    output, manifest = result.engine.path, result.engine.manifest
+    if as_json:
+        facts = {"checked_values": result.checked_values, "seconds": result.seconds}
+        print_json({"engine": str(output), **manifest.as_dict(), **facts})
+        return
+    newer = " and newer" if manifest.hardware_compatible else ""
+    click.echo(
+        f"{output}: {format_bytes(manifest.size)}, {manifest.runtime} {manifest.runtime_version}, "
+        f"compute capabilities {', '.join(manifest.compute_capabilities)}{newer}, "
+        f"profiles {', '.join(profile['name'] for profile in manifest.profiles)}, built in {result.seconds:.1f} s"
+    )
+    click.echo(
+        f"the parsed network has the graph's {len(manifest.inputs)} inputs and {len(manifest.outputs)} outputs, and "
+        f"{result.checked_values} float values of it have the graph's dtypes; the engine itself was not run"
+    )
+    needs = {
+        "aot": "its kernels were compiled ahead of time and lie in the engine",
+        "jit": "its kernels are compiled where it is loaded: that takes Python, Triton and this package",
+        "library": "the plugin library must be loaded before it",
+    }
+    if manifest.plugins in needs:
+        click.echo(needs[manifest.plugins])
+    if manifest.weights == "stripped":
+        click.echo("it has no weights: `umv2-export refit` puts them in")
 
 
 def print_dry_run(output: Path, memory: int, disk: int, *, as_json: bool) -> None:

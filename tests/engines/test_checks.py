@@ -1,4 +1,4 @@
-"""What TensorRT-RTX cannot build is named before a build starts."""
+"""What a builder cannot build is named before a build starts."""
 
 import importlib
 from pathlib import Path
@@ -7,7 +7,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from umv2_export.engines.checks import ARCHITECTURES, check_graph, check_parsed, check_profiles
+from umv2_export.engines.checks import ARCHITECTURES, check_graph, check_layers, check_parsed, check_profiles
 from umv2_export.engines.profiles import Profile, TensorSpec
 from umv2_export.errors import BuildFailed, Unsupported
 
@@ -16,7 +16,7 @@ HERE = Path("model.onnx")
 
 def graph(text: str) -> ir.Model:
     """A graph in the text form of ONNX."""
-    header = '<ir_version: 10, opset_import: ["" : 18, "com.microsoft" : 1]>'
+    header = '<ir_version: 10, opset_import: ["" : 18, "com.microsoft" : 1, "umv2" : 1]>'
     return ir.from_proto(onnx.parser.parse_model(header + text))
 
 
@@ -29,18 +29,18 @@ def test_architectures_are_those_of_the_library() -> None:
 def test_an_op_of_another_domain_is_unsupported() -> None:
     model = graph("g (float[2] x) => (float[2] y) { y = com.microsoft.MoE(x) }")
     with pytest.raises(Unsupported, match=r"com\.microsoft::MoE") as caught:
-        check_graph(model, HERE)
+        check_graph(model, HERE, "TensorRT-RTX")
     assert "run in ONNX Runtime" in str(caught.value)
 
 
 def test_non_zero_is_unsupported() -> None:
     with pytest.raises(Unsupported, match="op NonZero"):
-        check_graph(graph("g (bool[2] x) => (int64[1,n] y) { y = NonZero(x) }"), HERE)
+        check_graph(graph("g (bool[2] x) => (int64[1,n] y) { y = NonZero(x) }"), HERE, "TensorRT-RTX")
 
 
 def test_a_dtype_that_the_library_has_not_is_unsupported() -> None:
     with pytest.raises(Unsupported, match="'x' has dtype double"):
-        check_graph(graph("g (double[2] x) => (double[2] y) { y = Neg(x) }"), HERE)
+        check_graph(graph("g (double[2] x) => (double[2] y) { y = Neg(x) }"), HERE, "TensorRT-RTX")
 
 
 @pytest.mark.parametrize(("rows", "refused"), [(2**27 - 1, False), (2**27, True)])
@@ -51,10 +51,10 @@ def test_a_table_of_more_elements_than_32_bits_count_is_unsupported(rows: int, r
     rows_value.const_value = ir.ExternalTensor("rows", 0, rows * 32, ir.DataType.FLOAT16, shape=shape, name="rows")
     model.graph.initializers["rows"] = rows_value
     if not refused:
-        check_graph(model, HERE)
+        check_graph(model, HERE, "TensorRT-RTX")
         return
     with pytest.raises(Unsupported, match="'rows' has 2147483648 elements") as caught:
-        check_graph(model, HERE)
+        check_graph(model, HERE, "TensorRT-RTX")
     assert "--shard-size" in str(caught.value)
 
 
@@ -83,3 +83,26 @@ def test_a_network_that_is_not_the_graph_is_refused(change: dict[str, object] | 
     parsed = [] if change is None else [{**same, **change}]
     with pytest.raises(BuildFailed, match="the parsed network has"):
         check_parsed(inputs, [], {"inputs": parsed, "outputs": []}, HERE)
+
+
+def test_non_zero_is_left_to_the_parser_of_tensorrt() -> None:
+    check_graph(graph("g (bool[2] x) => (int64[1,n] y) { y = NonZero(x) }"), HERE, "TensorRT")
+
+
+def test_an_op_of_ours_is_taken_where_it_has_a_plugin() -> None:
+    model = graph('g (float[2] x) => (float[2] y) { y = umv2.MemoryLookup <a="b"> (x) }')
+    check_graph(model, HERE, "TensorRT", ["MemoryLookup"])
+    with pytest.raises(Unsupported, match=r"umv2::MemoryLookup"):
+        check_graph(model, HERE, "TensorRT", ["TuckerTopK"])
+
+
+def test_layers_are_compared_by_name() -> None:
+    graph_dtypes = {"hidden": "float", "scores": "float16"}
+    layers = [("hidden", "float"), ("scores", "float16"), ("(Unnamed Layer 3)", "int8")]
+    assert check_layers(graph_dtypes, layers, HERE) == 2
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8", "float8"])
+def test_a_value_that_was_narrowed_is_refused(dtype: str) -> None:
+    with pytest.raises(BuildFailed, match=f"'hidden' is {dtype} in the parsed network, float in the graph"):
+        check_layers({"hidden": "float"}, [("hidden", dtype)], HERE)

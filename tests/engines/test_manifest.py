@@ -9,7 +9,7 @@ import pytest
 
 from tests.golden import GOLDEN_CASES
 from umv2_export.checkpoint import open_checkpoint
-from umv2_export.engines.manifest import EngineManifest, describe_engine, read_engine, require_trusted
+from umv2_export.engines.manifest import EngineManifest, describe_engine, read_engine, require_trusted, verify_engine
 from umv2_export.errors import CheckFailed, InputRejected
 
 CONTENT = b"compiled code"
@@ -25,12 +25,17 @@ def engine(tmp_path: Path) -> Path:
         runtime="tensorrt-rtx",
         runtime_version="1.7.1.116",
         compute_capabilities=["8.6"],
+        version_compatible=False,
+        hardware_compatible=False,
+        plugins="none",
+        weights="included",
         profiles=[{"name": "decode", "shapes": shapes}],
         inputs=[{"name": "input_ids", "dtype": "int64", "axes": ["batch", "sequence"]}],
         outputs=[],
         size=len(CONTENT),
         sha256=hashlib.sha256(CONTENT).hexdigest(),
         bundle="0" * 64,
+        graph="1" * 64,
         config=open_checkpoint(GOLDEN_CASES[0]).config.as_dict(),
     ).write(tmp_path)
     return tmp_path
@@ -51,7 +56,7 @@ def test_an_engine_is_described_by_its_manifest(engine: Path) -> None:
 
 
 def test_a_sound_engine_is_trusted(engine: Path) -> None:
-    require_trusted(engine, trust=False)
+    assert require_trusted(engine, trust=False).file == engine / "model.engine"
 
 
 @pytest.mark.parametrize("content", [b"hostile! code", b"longer than what was built"])
@@ -69,21 +74,35 @@ def test_an_engine_without_a_manifest_is_not_trusted(engine: Path) -> None:
     (engine / "engine.json").unlink()
     with pytest.raises(InputRejected, match=r"engine\.json is missing"):
         read_engine(engine)
-    with pytest.raises(InputRejected, match="not trusted"):
-        require_trusted(engine, trust=False)
+    for trust in (False, True):
+        with pytest.raises(InputRejected, match="not trusted"):
+            require_trusted(engine, trust=trust)
+
+
+def test_a_sound_engine_is_verified(engine: Path) -> None:
+    assert verify_engine(engine).manifest.size == len(CONTENT)
+
+
+def test_a_file_that_is_not_in_the_manifest_is_noticed(engine: Path) -> None:
+    (engine / "plugin.so").write_bytes(b"code")
+    with pytest.raises(CheckFailed, match=r"'plugin\.so' is not in the manifest"):
+        verify_engine(engine)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"format": "umv2-bundle"}, "not the manifest of an engine"),
-        ({"format_version": 99}, "format version 99, this tool reads 1"),
+        ({"format_version": 99}, "format version 99, this tool reads 2"),
         ({"size": "13"}, "field 'size'"),
         ({"sha256": None}, "field 'sha256'"),
         ({"profiles": [{"name": "decode"}]}, "field 'profiles'"),
         ({"inputs": ["input_ids"]}, "field 'inputs'"),
         ({"compute_capabilities": [8.6]}, "field 'compute_capabilities'"),
         ({"config": []}, "field 'config'"),
+        ({"plugins": "python"}, "field 'plugins'"),
+        ({"weights": ["stripped"]}, "field 'weights'"),
+        ({"version_compatible": "no"}, "field 'version_compatible'"),
     ],
 )
 def test_a_malformed_manifest_is_rejected(engine: Path, fields: dict[str, Any], message: str) -> None:

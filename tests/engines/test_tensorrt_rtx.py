@@ -14,9 +14,12 @@ import pytest
 
 from tests.golden import GOLDEN_CASES
 from umv2_export.bundle import Bundle
-from umv2_export.engines import tensorrt_rtx
+from umv2_export.engines import plan as engine_plan
+from umv2_export.engines import worker_process
+from umv2_export.engines.build import build_engine
 from umv2_export.engines.manifest import describe_engine, require_trusted
-from umv2_export.engines.tensorrt_rtx import BuildPlan, build_engine, plan_build
+from umv2_export.engines.plan import BuildOptions, BuildPlan
+from umv2_export.engines.tensorrt_rtx import plan_build
 from umv2_export.errors import BuildFailed, EnvironmentUnfit, Unsupported
 
 Exported = Callable[..., tuple[Path, dict[str, Any]]]
@@ -48,7 +51,7 @@ print("parsed", parser.parse_from_file(sys.argv[2]), flush=True)
 
 def decode_plan(bundle: Path, compute_capability: str = "8.6,8.9,12.0", **options: Any) -> BuildPlan:
     """A build of the decode profile alone: both take twice the time."""
-    plan = plan_build(Bundle(bundle), compute_capability=compute_capability, shapes={}, **options)
+    plan = plan_build(Bundle(bundle), BuildOptions(compute_capability, **options))
     return dataclasses.replace(plan, profiles=plan.profiles[1:])
 
 
@@ -71,8 +74,7 @@ def test_every_golden_checkpoint_builds_for_three_architectures(name: str, expor
 
 def test_an_engine_holds_both_profiles_and_stands_alone(exported: Exported, tmp_path: Path) -> None:
     bundle, _ = exported("v2_shared_ring")
-    shapes = {"max": ["input_ids:2x16"]}
-    plan = plan_build(Bundle(bundle), compute_capability="8.9", shapes=shapes)
+    plan = plan_build(Bundle(bundle), BuildOptions("8.9", {"max": ["input_ids:2x16"]}))
     build_engine(plan, tmp_path / "engine")
     assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == ["engine.json", "model.engine"]
     assert architectures_in(tmp_path / "engine" / "model.engine") == {"sm89"}
@@ -97,9 +99,24 @@ def test_other_dtypes_opsets_and_shards_build(
     build_engine(decode_plan(exported(name, *options)[0], "8.9"), tmp_path / "engine")
 
 
-def test_a_timing_cache_is_unsupported(exported: Exported, tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match="no timing cache"):
-        decode_plan(exported("v2_shared_ring")[0], timing_cache=tmp_path / "cache")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timing_cache": Path("cache")}, "no timing cache"),
+        ({"require_timing_cache": True}, "no timing cache"),
+        ({"allow_jit": True}, "takes no plugins"),
+        ({"plugin_library": Path("library.so")}, "takes no plugins"),
+        ({"version_compatible": True}, "no version-compatible engines"),
+        ({"hardware_compatible": True}, "no hardware compatibility level"),
+        ({"strip_weights": True}, "strips no weights"),
+    ],
+)
+def test_options_that_only_tensorrt_has_are_unsupported(
+    options: dict[str, Any], message: str, exported: Exported
+) -> None:
+    with pytest.raises(Unsupported, match=message) as caught:
+        decode_plan(exported("v2_shared_ring")[0], **options)
+    assert f"--{next(iter(options)).replace('_', '-')}" in str(caught.value.fix)
 
 
 def test_the_library_says_that_its_timing_cache_does_nothing() -> None:
@@ -108,11 +125,32 @@ def test_the_library_says_that_its_timing_cache_does_nothing() -> None:
     assert "Timing cache operations are no-ops in TensorRT-RTX" in result.stderr
 
 
-def test_a_missing_library_is_named(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = decode_plan(exported("v2_shared_ring")[0])
+def test_a_missing_library_is_named(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(EnvironmentUnfit, match=r"umv2-export\[rtx\]"):
+        decode_plan(exported("v2_shared_ring")[0])
+
+
+def test_a_build_that_memory_cannot_hold_is_not_begun(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = decode_plan(exported("v2_shared_ring")[0])
+    monkeypatch.setattr(engine_plan, "available_bytes", lambda: plan.memory_bytes - 1)
+    with pytest.raises(
+        EnvironmentUnfit, match=r"TensorRT-RTX needs about 1\.002 GB of memory, 1\.002 GB are"
+    ) as caught:
         build_engine(plan, tmp_path / "engine")
+    assert caught.value.exit_code == 4
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_that_suffices_and_memory_that_is_unknown_are_no_hindrance(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = decode_plan(exported("v2_shared_ring")[0])
+    for available in (plan.memory_bytes, None):
+        monkeypatch.setattr(engine_plan, "available_bytes", lambda available=available: available)
+        engine_plan.check_target_and_resources(plan, tmp_path / "engine")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +163,7 @@ def test_a_missing_library_is_named(exported: Exported, tmp_path: Path, monkeypa
 def test_a_compiler_that_crashes_leaves_nothing(
     script: str, ending: str, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorrt_rtx, "WORKER", (sys.executable, "-c", script))
+    monkeypatch.setattr(worker_process, "WORKER", (sys.executable, "-c", script))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(BuildFailed, match=ending) as caught:
         build_engine(decode_plan(exported("v2_shared_ring")[0]), tmp_path / "engine")
@@ -139,7 +177,7 @@ def test_a_crash_leaves_the_engine_that_was_there(
 ) -> None:
     (tmp_path / "engine").mkdir()
     (tmp_path / "engine" / "model.engine").write_bytes(b"old")
-    monkeypatch.setattr(tensorrt_rtx, "WORKER", (sys.executable, "-c", "import os; os.abort()"))
+    monkeypatch.setattr(worker_process, "WORKER", (sys.executable, "-c", "import os; os.abort()"))
     with pytest.raises(BuildFailed):
         build_engine(decode_plan(exported("v2_shared_ring")[0]), tmp_path / "engine", replace_target=True)
     assert (tmp_path / "engine" / "model.engine").read_bytes() == b"old"
@@ -147,7 +185,7 @@ def test_a_crash_leaves_the_engine_that_was_there(
 
 def test_what_the_parser_says_of_a_graph_reaches_the_user(exported: Exported, tmp_path: Path) -> None:
     plan = decode_plan(exported("v2_shared_ring")[0])
-    next(iter(plan.model.graph)).op_type = "NoSuchOp"
+    next(iter(plan.graph.model.graph)).op_type = "NoSuchOp"
     with pytest.raises(BuildFailed, match="refuses the graph") as caught:
         build_engine(plan, tmp_path / "engine")
     assert "NoSuchOp" in (caught.value.why or "")

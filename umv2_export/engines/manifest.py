@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ __all__ = [
     "describe_engine",
     "read_engine",
     "require_trusted",
+    "verify_engine",
 ]
 
 ENGINE_FILE = "model.engine"
 ENGINE_MANIFEST_FILE = "engine.json"
 
 FORMAT = "umv2-engine"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,20 @@ class EngineManifest:
 
     Attributes:
         tool_version: of the tool that wrote it.
-        runtime: tensorrt-rtx.
+        runtime: tensorrt or tensorrt-rtx.
         runtime_version: of the library that built it; it must be loaded by the same.
         compute_capabilities: of the GPUs that can run it.
+        version_compatible: it can be loaded by later versions too, which must allow it to bring code of the host.
+        hardware_compatible: newer GPUs can run it too.
+        plugins: kernels of our ops: `none` are called; `aot`, they are in the engine; `jit`, whatever loads the engine
+            compiles them, with Python and Triton; `library`, it loads a plugin library first.
+        weights: `included`, or `stripped`: it cannot run before it is refitted.
         profiles: name, and shapes (input -> min, opt, max), in the order of the engine's profiles.
         inputs, outputs: name, dtype and axes of each; the parsed network agreed with them.
         size: bytes of the engine file.
         sha256: of the engine file.
-        bundle: sha256 of the manifest of the bundle that it was built from.
+        bundle: sha256 of the manifest of the bundle whose weights it has, or was built from.
+        graph: sha256 of the graph of that bundle, which has all names and shapes, and no weights.
         config: the model, in the form of `ModelConfig.as_dict`.
     """
 
@@ -49,12 +56,17 @@ class EngineManifest:
     runtime: str
     runtime_version: str
     compute_capabilities: list[str]
+    version_compatible: bool
+    hardware_compatible: bool
+    plugins: str
+    weights: str
     profiles: list[Mapping[str, Any]]
     inputs: list[Mapping[str, Any]]
     outputs: list[Mapping[str, Any]]
     size: int
     sha256: str
     bundle: str
+    graph: str
     config: Mapping[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
@@ -99,25 +111,46 @@ def read_engine(path: Path) -> Engine:
     return Engine(path, manifest)
 
 
-def require_trusted(path: Path, *, trust: bool) -> None:
-    """To be called before an engine is deserialised: that runs code which the file holds.
+def verify_engine(path: Path) -> Engine:
+    """Compare an engine with its manifest, and see that nothing else lies in its folder.
+
+    Raises:
+        InputRejected: it is no engine, or its manifest is malformed.
+        CheckFailed: the file is not the one that the manifest describes, or there are others.
+    """
+    engine = read_engine(path)
+    strangers = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()} - {ENGINE_FILE, ENGINE_MANIFEST_FILE}
+    if strangers:
+        raise CheckFailed(f"file {min(strangers)!r} is not in the manifest", where=path)
+    return engine
+
+
+def require_trusted(path: Path, *, trust: bool) -> Engine:
+    """Open an engine that will be deserialised, which runs code that the file holds.
+
+    Whatever loads engines takes its path from here, `engine = require_trusted(path, trust=trust_engine)`, and hands
+    `engine.file` to the library.
 
     The manifest is no signature: who replaces both files is not noticed. It tells an engine that this tool built from
     any other file.
 
     Args:
         path: folder of an engine.
-        trust: the user vouches for the file (--trust-engine).
+        trust: the user vouches for the file (--trust-engine), which may then be another than the manifest says.
 
     Raises:
-        InputRejected: the file is not the one that its manifest describes, or has no manifest, and is not trusted.
+        InputRejected: the file is not the one that its manifest describes, and is not trusted; or there is no manifest.
     """
-    if trust:
-        return
     try:
-        difference = _difference(path, _read_manifest(path))
+        manifest = _read_manifest(path)
     except InputRejected as error:
-        difference = error.what
+        raise InputRejected(
+            f"this engine is not trusted: {error.what}",
+            where=error.where,
+            why="an engine holds code that runs when it is loaded, and nothing says what this one is",
+            fix=error.fix,
+        ) from error
+    difference = None if trust else _difference(path, manifest)
     if difference is not None:
         raise InputRejected(
             f"this engine is not trusted: {difference}",
@@ -125,6 +158,8 @@ def require_trusted(path: Path, *, trust: bool) -> None:
             why="an engine holds code that runs when it is loaded",
             fix="build it again; or, if you know where it comes from, pass --trust-engine",
         )
+    inside(path, ENGINE_FILE)
+    return Engine(path, manifest)
 
 
 def describe_engine(path: Path) -> dict[str, Any]:
@@ -140,12 +175,17 @@ def describe_engine(path: Path) -> dict[str, Any]:
         "runtime": manifest.runtime,
         "runtime_version": manifest.runtime_version,
         "compute_capabilities": list(manifest.compute_capabilities),
+        "version_compatible": manifest.version_compatible,
+        "hardware_compatible": manifest.hardware_compatible,
+        "plugins": manifest.plugins,
+        "weights": manifest.weights,
         "tool_version": manifest.tool_version,
         "config": ModelConfig.from_dict(manifest.config, where=path / ENGINE_MANIFEST_FILE).as_dict(),
         "profiles": {profile["name"]: profile["shapes"] for profile in manifest.profiles},
         "inputs": manifest.inputs,
         "outputs": manifest.outputs,
         "bundle": manifest.bundle,
+        "graph": manifest.graph,
         "sha256": manifest.sha256,
         "files": {ENGINE_FILE: manifest.size},
         "size": manifest.size,
@@ -189,17 +229,27 @@ def _read_manifest(path: Path) -> EngineManifest:
 
 def _well_formed(field: str, value: object) -> bool:
     """Types on which later code relies."""
+    if field in _CHOICES:
+        return value in _CHOICES[field]
+    if field in _ENTRIES:
+        return isinstance(value, list) and all(_ENTRIES[field](entry) for entry in value)
     if field == "size":
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    if field == "config":
-        return isinstance(value, dict)
-    if field == "compute_capabilities":
-        return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
-    if field in ("inputs", "outputs"):
-        return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
-    if field == "profiles":
-        return isinstance(value, list) and all(
-            isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("shapes"), dict)
-            for entry in value
-        )
-    return isinstance(value, str)
+    return isinstance(value, _TYPES.get(field, str))
+
+
+_CHOICES: Mapping[str, Sequence[str]] = {
+    "plugins": ("none", "aot", "jit", "library"),
+    "weights": ("included", "stripped"),
+}
+
+_TYPES: Mapping[str, type] = {"config": dict, "version_compatible": bool, "hardware_compatible": bool}
+
+_ENTRIES: Mapping[str, Callable[[Any], bool]] = {
+    "compute_capabilities": lambda entry: isinstance(entry, str),
+    "inputs": lambda entry: isinstance(entry, dict),
+    "outputs": lambda entry: isinstance(entry, dict),
+    "profiles": lambda entry: (
+        isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("shapes"), dict)
+    ),
+}

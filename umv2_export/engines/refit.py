@@ -1,0 +1,198 @@
+"""The weights of a bundle into an engine that was built without them."""
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from umv2_export import __version__
+from umv2_export.bundle import MANIFEST_FILE, Bundle
+from umv2_export.engines import tensorrt
+from umv2_export.engines.graph import Graph, read_graph, write_graph
+from umv2_export.engines.manifest import ENGINE_FILE, Engine, EngineManifest, require_trusted
+from umv2_export.engines.plan import BASE_MEMORY, Plugins, require_memory
+from umv2_export.engines.plugins import PLUGIN_OPS, prepare_plugins
+from umv2_export.engines.tensorrt_package import require_tensorrt
+from umv2_export.engines.worker_process import run_worker
+from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest, Unsupported, shown
+from umv2_export.files import atomic_directory, file_sha256, require_free_space
+from umv2_export.gpu import driver
+from umv2_export.progress import Tracker, silent
+
+__all__ = ["RefitPlan", "RefitResult", "plan_refit", "refit_engine"]
+
+
+@dataclass(frozen=True)
+class RefitPlan:
+    """A refit that passed every check that does not load the engine.
+
+    Attributes:
+        engine: without weights; trusted.
+        bundle: that has them.
+        graph: from which the engine was built.
+        plugin_library: to be loaded before the engine.
+    """
+
+    engine: Engine
+    bundle: Bundle
+    graph: Graph
+    plugin_library: Path | None
+
+    @property
+    def disk_bytes(self) -> int:
+        """Estimated size of the engine with its weights."""
+        weights: int = sum(facts["size"] for facts in self.bundle.manifest.files.values())
+        return self.engine.manifest.size + weights
+
+    @property
+    def memory_bytes(self) -> int:
+        """Estimated peak: the engine, its weights as the parser reads them, and both once more as they are written."""
+        return BASE_MEMORY + 2 * self.disk_bytes
+
+
+@dataclass(frozen=True)
+class RefitResult:
+    """A finished refit.
+
+    Attributes:
+        engine: with weights, under its final name.
+        seconds: wall time of the library.
+    """
+
+    engine: Engine
+    seconds: float
+
+
+def plan_refit(engine: Path, bundle: Bundle, *, trust: bool = False, plugin_library: Path | None = None) -> RefitPlan:
+    """Check an engine, the bundle whose weights it shall get, and this machine.
+
+    Args:
+        engine: folder of an engine that was built with --strip-weights.
+        bundle: the one that it was built from, or another with the same graph: another training of the same model.
+        trust: the user vouches for the engine.
+        plugin_library: with the plugins, where the engine was built with one.
+
+    Raises:
+        InvalidRequest: a plugin library is missing, or there is no use for it.
+        InputRejected: the engine is not trusted, has its weights, or was built from another graph.
+        EnvironmentUnfit: TensorRT or a GPU that can load the engine is missing.
+        Unsupported: it is no engine of TensorRT.
+    """
+    opened = require_trusted(engine, trust=trust)
+    manifest = opened.manifest
+    if manifest.runtime != tensorrt.LIBRARY.runtime:
+        raise Unsupported(f"refitting an engine of {shown(manifest.runtime)}", where=engine)
+    if manifest.weights != "stripped":
+        raise InputRejected("the engine has its weights", where=engine, fix="build it with --strip-weights")
+    digest = file_sha256(bundle.model_file)
+    if digest != manifest.graph:
+        raise InputRejected(
+            f"the engine was built from a graph of sha256 {shown(manifest.graph)}, that of the bundle has {digest}",
+            where=bundle.path,
+            fix="name the bundle that it was built from, or one that was exported from the same model with the same "
+            "options",
+        )
+    _check_plugin_library(manifest, plugin_library)
+    require_tensorrt()
+    _check_card(manifest, driver.compute_capability())
+    return RefitPlan(opened, bundle, read_graph(bundle, tensorrt.LIBRARY.title, PLUGIN_OPS), plugin_library)
+
+
+def _check_plugin_library(manifest: EngineManifest, plugin_library: Path | None) -> None:
+    # A version-compatible engine brings its plugin library.
+    needed = manifest.plugins == "library" and not manifest.version_compatible
+    if needed and plugin_library is None:
+        raise InvalidRequest(
+            "the engine was built with a plugin library, which must be loaded before it",
+            fix="name it by --plugin-library",
+        )
+    if plugin_library is not None and not needed:
+        raise InvalidRequest("the engine needs no plugin library", fix="leave out --plugin-library")
+    if plugin_library is not None and not plugin_library.is_file():
+        raise InputRejected("the plugin library is missing", where=plugin_library)
+
+
+def _check_card(manifest: EngineManifest, card: str) -> None:
+    if card in manifest.compute_capabilities or (manifest.hardware_compatible and tensorrt.is_compatible(card)):
+        return
+    raise EnvironmentUnfit(
+        f"the GPU of this machine has compute capability {card}, the engine is for "
+        + ", ".join(manifest.compute_capabilities),
+        why="an engine is loaded to be refitted",
+        fix="refit it on a GPU that can run it",
+    )
+
+
+def require_resources(plan: RefitPlan, target: Path) -> None:
+    """Refuse to begin what memory or disk cannot hold.
+
+    Raises:
+        EnvironmentUnfit: memory or disk is too small.
+    """
+    require_memory(plan.memory_bytes, "a refit by TensorRT")
+    require_free_space(target, plan.disk_bytes)
+
+
+def refit_engine(
+    plan: RefitPlan, target: Path, *, replace_target: bool = False, track: Tracker = silent
+) -> RefitResult:
+    """Write the engine of `plan` with its weights at `target`.
+
+    Args:
+        plan: what to refit.
+        target: the new engine's folder.
+        replace_target: replace a folder that is not empty.
+        track: progress.
+
+    Raises:
+        BuildFailed: the engine cannot be loaded, or the weights do not fit it.
+        EnvironmentUnfit: another version of TensorRT built it; memory or disk is too small; a plugin is missing.
+    """
+    require_resources(plan, target)
+    with (
+        atomic_directory(target, replace=replace_target) as folder,
+        tempfile.TemporaryDirectory(prefix="umv2-refit-") as scratch,
+    ):
+        job = _job(plan, Path(scratch), track)
+        done = track("refitting the engine", None)
+        start = time.perf_counter()
+        file = folder / ENGINE_FILE
+        with file.open("xb") as engine:
+            run_worker(tensorrt.LIBRARY, job, engine, Path(scratch), where=plan.engine.path)
+        seconds = time.perf_counter() - start
+        done(1)
+        manifest = dataclasses.replace(
+            plan.engine.manifest,
+            tool_version=__version__,
+            weights="included",
+            size=file.stat().st_size,
+            sha256=file_sha256(file),
+            bundle=file_sha256(plan.bundle.path / MANIFEST_FILE),
+        )
+        manifest.write(folder)
+    return RefitResult(Engine(target, manifest), seconds)
+
+
+def _job(plan: RefitPlan, folder: Path, track: Tracker) -> Mapping[str, Any]:
+    manifest = plan.engine.manifest
+    # Kernels that were compiled ahead of time lie in the engine: nothing has to be registered before it is loaded.
+    plugins: Plugins = "jit" if manifest.plugins == "jit" else "library" if plan.plugin_library is not None else "none"
+    return {
+        "task": "refit",
+        "stripped": str(plan.engine.file),
+        "version": manifest.runtime_version,
+        "version_compatible": manifest.version_compatible,
+        "model": str(write_graph(plan.graph, plan.bundle, folder)),
+        "plugins": prepare_plugins(
+            plugins,
+            plan.bundle,
+            plan.graph.plugin_ops,
+            manifest.compute_capabilities,
+            plan.plugin_library,
+            folder,
+            track,
+        ),
+    }
