@@ -11,6 +11,7 @@ from torch.nn import functional
 from samples.gpu.ceiling import random_row_rate
 from samples.gpu.timing import alternate
 from umv2_export.config import ModelConfig
+from umv2_export.errors import EnvironmentUnfit
 from umv2_export.model.folded import FoldedMemoryLayer, FoldedPool, TableLayout
 from umv2_export.ops import memory_lookup
 
@@ -118,11 +119,18 @@ def fbgemm_lookup(table: torch.Tensor) -> Lookup | None:
     kinds = {torch.float32: "FP32", torch.float16: "FP16"}
     if importlib.util.find_spec("fbgemm_gpu") is None or table.dtype not in kinds:
         return None
-    from fbgemm_gpu.split_embedding_configs import SparseType  # noqa: PLC0415 - an optional package
-    from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation  # noqa: PLC0415
-    from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (  # noqa: PLC0415
-        IntNBitTableBatchedEmbeddingBagsCodegen,
-    )
+    try:
+        from fbgemm_gpu.split_embedding_configs import SparseType  # noqa: PLC0415 - an optional package
+        from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation  # noqa: PLC0415
+        from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (  # noqa: PLC0415
+            IntNBitTableBatchedEmbeddingBagsCodegen,
+        )
+    except OSError as error:
+        raise EnvironmentUnfit(
+            "fbgemm_gpu is installed and does not load",
+            why=str(error),
+            fix="install the version that was built for this PyTorch, or uninstall it",
+        ) from error
 
     rows, width = table.shape
     kind = SparseType[kinds[table.dtype]]
