@@ -108,7 +108,7 @@ KernelPack::KernelPack(const uint8_t* bytes, size_t size, std::string source) : 
   }
   require(header.count <= (size - sizeof header) / sizeof(KernelRecord));
   records_.resize(header.count);
-  std::memcpy(records_.data(), bytes + sizeof header, header.count * sizeof(KernelRecord));
+  if (header.count != 0) std::memcpy(records_.data(), bytes + sizeof header, header.count * sizeof(KernelRecord));
   for (const KernelRecord& record : records_) {
     require(record.offset <= size && record.size <= size - record.offset);
     require(std::memchr(record.entry, '\0', sizeof record.entry) != nullptr);

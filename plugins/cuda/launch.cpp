@@ -11,6 +11,9 @@ namespace {
 // The driver's bounds of a grid.
 constexpr int64_t kMostAlongX = std::numeric_limits<int32_t>::max(), kMostAlongY = 65535;
 
+// Of a side: a pair of them has 31 bits beside its score.
+constexpr int64_t kMostKeys = 46340;
+
 constexpr uintptr_t kAlignment = 16;
 
 // Modules stay loaded: nodes of one kind share them, and contexts live as long as the process.
@@ -101,6 +104,7 @@ void launch(const KernelPack& pack, const LookupCall& call, Stream stream) {
 
 void launch(const KernelPack& pack, const TopkCall& call, Stream stream) {
   if (call.tokens == 0) return;
+  within(call.keys_per_side, kMostKeys, "the number of keys of a side");
   const KernelRecord& record = chosen(pack, call.node);
   Arguments arguments(10);
   for (const void* input : {call.row_scores, call.col_scores, call.u, call.v, call.cores}) arguments.pointer(input);

@@ -1,4 +1,5 @@
-// Says which kernel of a pack serves a node on a device: plugins/cuda/kernel_pack.h, run by tests/gpu/test_kernel_pack.py.
+// Says which kernel of a pack serves a node on a device: plugins/cuda/kernel_pack.h, run by
+// tests/gpu/test_kernel_pack.py.
 //
 //   choose_kernel PACK CAPABILITY lookup SCORES ROWS SHARDS CORES GROUPED PRE_VALUES GELU P V
 //   choose_kernel PACK CAPABILITY topk SCORES RANKS CORES ROW_TOPK TOPK
@@ -26,12 +27,11 @@ int main(int count, char** arguments) {
   const auto type = [&](size_t i) { return static_cast<ElementType>(n.at(i)); };
   try {
     const KernelPack pack(bytes.data(), bytes.size(), "the pack");
-    const KernelRecord& found =
-        std::string(arguments[3]) == "lookup"
-            ? pack.find(LookupTraits{type(0), type(1), n.at(2), n.at(3), n.at(4) != 0, n.at(5) != 0, n.at(6) != 0, n.at(7),
-                                     n.at(8)},
-                        device)
-            : pack.find(TopkTraits{type(0), n.at(1), n.at(2), n.at(3), n.at(4)}, device);
+    const KernelRecord& found = std::string(arguments[3]) == "lookup"
+                                    ? pack.find(LookupTraits{type(0), type(1), n.at(2), n.at(3), n.at(4) != 0,
+                                                             n.at(5) != 0, n.at(6) != 0, n.at(7), n.at(8)},
+                                                device)
+                                    : pack.find(TopkTraits{type(0), n.at(1), n.at(2), n.at(3), n.at(4)}, device);
     std::printf("%s\n", found.entry);
     return 0;
   } catch (const Error& error) {

@@ -14,7 +14,7 @@ import torch
 
 from umv2_export.errors import Unsupported
 from umv2_export.gpu.index import CompiledKernel
-from umv2_export.gpu.variants import LookupVariant, TopkVariant, Variant
+from umv2_export.gpu.variants import MAX_ADDRESSES, LookupVariant, TopkVariant, Variant
 
 __all__ = ["Call", "Dimension", "Known", "LookupCall", "TopkCall", "choose_kernel"]
 
@@ -25,9 +25,6 @@ Known = Callable[[Dimension], int | None]
 """The number that a dimension has; None: it is not known yet."""
 
 _FIX = "compile the kernels of this bundle: umv2-export kernels BUNDLE -o KERNELS"
-
-# A hit travels in 31 bits beside its score.
-MAX_ADDRESSES = 2**31
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from umv2_export.gpu.variants import LookupVariant, lookup_variant, topk_variant
+from umv2_export.errors import Unsupported
+from umv2_export.gpu.variants import MAX_ADDRESSES, LookupVariant, lookup_variant, topk_variant
 from umv2_export.kernels.triton.memory_lookup import memory_lookup_by_row_kernel, memory_lookup_kernel
 from umv2_export.kernels.triton.tucker_topk import tucker_topk_kernel
 
@@ -27,8 +28,16 @@ def launch_topk(
     row_topk: int,
     topk: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `umv2_export.ops.tucker_topk`."""
+    """As `umv2_export.ops.tucker_topk`.
+
+    Raises:
+        Unsupported: a side has more keys than the kernel tells apart.
+    """
     tokens, heads, keys_per_side, ranks = row_scores.shape
+    if keys_per_side**2 > MAX_ADDRESSES:
+        raise Unsupported(
+            f"a top-k of {keys_per_side} keys a side", why=f"the kernel counts to {MAX_ADDRESSES} addresses"
+        )
     variant = topk_variant(row_scores.dtype, ranks=ranks, cores=len(cores), row_topk=row_topk, topk=topk)
     addresses = row_scores.new_empty((tokens, heads * topk), dtype=torch.int64)
     scores = row_scores.new_empty((tokens, heads * topk, len(cores)))

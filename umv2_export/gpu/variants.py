@@ -15,6 +15,7 @@ from umv2_export.config import ModelConfig
 from umv2_export.errors import Unsupported
 
 __all__ = [
+    "MAX_ADDRESSES",
     "Argument",
     "LookupVariant",
     "TopkVariant",
@@ -44,6 +45,9 @@ ROW_DTYPES = {
 # Elements of rows that a program holds at once: 16 loads of 16 bytes a thread of fp32, in flight together; ptxas then
 # takes 112 registers and spills none. With twice as many it spills.
 TILE_ELEMENTS = 8192
+
+# Of a top-k: a hit travels in 31 bits beside its score.
+MAX_ADDRESSES = 2**31
 
 
 @dataclass(frozen=True)
