@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests import oracle
 from tests.ops.test_memory_lookup import CASES, Lookup
 from tests.ops.test_tucker_topk import ATOL, NAMES, assert_same_hits, inputs
+from umv2_export.errors import Unsupported
 from umv2_export.gpu.launch import launch_lookup, launch_topk, shares_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -125,6 +126,12 @@ def test_topk_of_negative_scores_alone() -> None:
     feed["u"], feed["v"], feed["cores"] = np.abs(feed["u"]), np.abs(feed["v"]), np.abs(feed["cores"])
     truth = oracle.tucker_topk(*feed.values(), row_topk=4, topk=6)
     assert_same_hits(topk_launched(feed, 4, 6), list(truth), 2, ATOL[np.float32])
+
+
+def test_more_keys_than_an_address_has_bits_for_are_refused() -> None:
+    feed = inputs(tokens=1, heads=1, keys=46341, ranks=1)
+    with pytest.raises(Unsupported, match="46341 keys a side"):
+        topk_launched(feed, 3, 4)
 
 
 def test_of_equal_scores_the_lowest_addresses_win() -> None:
