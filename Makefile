@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test test-native lint format bench gpu wheel clean
 
-NATIVE := $(wildcard kernels/cpu/* plugins/onnxruntime/*)
+NATIVE := $(wildcard kernels/cpu/* plugins/cuda/* plugins/onnxruntime/* plugins/onnxruntime_cuda/*)
 
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt cli.py $(NATIVE)
 	$(PYTHON) -m venv $(VENV)

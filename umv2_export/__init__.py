@@ -7,18 +7,30 @@ from pathlib import Path
 
 from umv2_export.errors import EnvironmentUnfit
 
-__all__ = ["__version__", "native_library"]
+__all__ = ["__version__", "cuda_library", "native_library"]
 
 __version__ = "0.1.0"
 
 
 def native_library() -> str:
-    """Path of the custom-op library for ONNX Runtime, for `SessionOptions.register_custom_ops_library`.
+    """Path of the custom-op library for ONNX Runtime on a CPU, for `SessionOptions.register_custom_ops_library`.
 
     Raises:
         EnvironmentUnfit: this installation was built without it.
     """
-    name = "libumv2_onnxruntime.so"
+    return _built("libumv2_onnxruntime.so")
+
+
+def cuda_library() -> str:
+    """Path of the custom-op library for ONNX Runtime's CUDA provider, for the same call; see docs/gpu.md.
+
+    Raises:
+        EnvironmentUnfit: this installation was built without it.
+    """
+    return _built("libumv2_onnxruntime_cuda.so")
+
+
+def _built(name: str) -> str:
     # In an editable installation Python files lie in the source tree and built ones in site-packages.
     for folder in __path__:
         if (Path(folder) / name).is_file():

@@ -7,9 +7,10 @@ import os
 import platform
 from pathlib import Path
 
-from umv2_export import __version__, native_library
+from umv2_export import __version__, cuda_library, native_library
 from umv2_export.errors import EnvironmentUnfit
-from umv2_export.names import RUNTIMES
+from umv2_export.gpu.driver import compute_capability
+from umv2_export.names import BUILD_RUNTIMES, RUNTIMES
 from umv2_export.native_kernels import cpu_target
 
 __all__ = ["describe_environment", "describe_machine"]
@@ -43,6 +44,8 @@ def describe_environment() -> dict[str, object]:
         "torch": True,
         "onnxruntime": has_onnxruntime,
         "onnxruntime-native": has_onnxruntime and native is not None,
+        "onnxruntime-cuda": has_onnxruntime and _runs_cuda(),
+        **{name: _runs_engines(name) for name in BUILD_RUNTIMES},
     }
     return {
         "umv2_export": __version__,
@@ -89,6 +92,31 @@ def _native() -> dict[str, str] | None:
         return {"path": native_library(), "kernels": cpu_target()}
     except EnvironmentUnfit:
         return None
+
+
+def _runs_cuda() -> bool:
+    """ONNX Runtime loads its CUDA provider, and our ops for it are there."""
+    from umv2_export.runtimes.cuda import require_cuda  # noqa: PLC0415 - needs ONNX Runtime, an optional package
+
+    try:
+        cuda_library()
+        require_cuda()
+    except EnvironmentUnfit:
+        return False
+    return True
+
+
+def _runs_engines(runtime: str) -> bool:
+    """There is a GPU, and the library that runs engines of this runtime loads."""
+    try:
+        compute_capability()
+        from umv2_export.engines.loading import require_library  # noqa: PLC0415 - imports torch
+        from umv2_export.engines.plan import LIBRARIES  # noqa: PLC0415 - likewise
+
+        require_library(LIBRARIES[runtime])
+    except EnvironmentUnfit:
+        return False
+    return True
 
 
 def _cpu_info(field: str) -> str:

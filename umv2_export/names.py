@@ -12,8 +12,8 @@ __all__ = [
     "TARGETS",
 ]
 
-RUNTIMES = ("torch", "onnxruntime", "onnxruntime-native")
-BUILD_RUNTIMES = ("tensorrt-rtx",)
+BUILD_RUNTIMES = ("tensorrt", "tensorrt-rtx")
+RUNTIMES = ("torch", "onnxruntime", "onnxruntime-native", "onnxruntime-cuda", *BUILD_RUNTIMES)
 DTYPES = ("fp32", "fp16", "bf16")
 MOE_FORMS = ("standard", "contrib")
 KEY_DTYPES = ("same", "fp16", "bf16")

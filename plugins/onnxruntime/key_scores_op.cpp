@@ -21,6 +21,7 @@ constexpr int64_t kElementsWorthThreads = 1 << 14;
 class KeyScores {
  public:
   static constexpr const char* kName = "KeyScores";
+  static constexpr const char* kProvider = kExecutionProvider;
   static constexpr size_t kInputs = 2, kOutputs = 2;
 
   // queries, then the matrices of row keys and those of column keys.

@@ -1,9 +1,8 @@
-// The custom-op library: RegisterCustomOps is what SessionOptions.register_custom_ops_library calls.
-#include <string>
+// A library of ops: RegisterCustomOps is what SessionOptions.register_custom_ops_library calls.
+#include "library.h"
 
-#include "kernels.h"
-#include "ops.h"
-#include "ort_abi.h"
+#include <exception>
+#include <string>
 
 #if defined(__GNUC__)
 #define UMV2_EXPORT extern "C" __attribute__((visibility("default")))
@@ -26,17 +25,19 @@ UMV2_EXPORT Status* RegisterCustomOps(SessionOptions* options, const ApiBase* ba
     return refuse(base, std::string("the umv2 op library needs ONNX Runtime 1.20 or later, this is ") +
                             base->version_string());
   }
-  const umv2::Kernels* kernels = umv2::select_kernels();
-  if (kernels == nullptr) {
-    return refuse(base, "UMV2_CPU_TARGET names kernels that this processor does not run; leave it unset");
-  }
   static const Api api(table);
   // The domain and its ops live as long as the process: sessions may outlive any handle a caller keeps.
   static CustomOpDomain* domain = nullptr;
   if (domain == nullptr) {
+    std::vector<const CustomOp*> ops;
+    try {
+      ops = custom_ops(api);
+    } catch (const std::exception& error) {
+      return refuse(base, error.what());
+    }
     CustomOpDomain* created = nullptr;
     if (Status* status = api.create_custom_op_domain("umv2", &created)) return status;
-    for (const CustomOp* op : custom_ops(api)) {
+    for (const CustomOp* op : ops) {
       if (Status* status = api.add_custom_op(created, op)) return status;
     }
     domain = created;

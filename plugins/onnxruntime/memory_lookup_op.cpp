@@ -1,8 +1,9 @@
-// umv2::MemoryLookup for ONNX Runtime: finds its inputs by the attributes, checks every index, and cuts the work.
+// umv2::MemoryLookup for ONNX Runtime on a CPU: checks every index, and cuts the work.
 #include <algorithm>
 
 #include "kernels.h"
 #include "memory_advice.h"
+#include "op_inputs.h"
 #include "ops.h"
 #include "registration.h"
 
@@ -16,77 +17,38 @@ constexpr int64_t kBlockHits = 16;
 
 size_t element_size(ElementType type) { return type == kFloat ? 4 : type == kInt8 ? 1 : 2; }
 
-class MemoryLookup {
+class MemoryLookup : public LookupSignature {
  public:
-  static constexpr const char* kName = "MemoryLookup";
-  static constexpr size_t kInputs = 3, kOutputs = 1;
+  static constexpr const char* kProvider = kExecutionProvider;
 
-  // indices, scores, and all that follows: group, query, row_scales where the attributes say so, then the shards.
-  static ElementType input_type(size_t index, ElementType scores) {
-    return index == 0 ? kInt64 : index == 1 ? scores : kUndefined;
-  }
-  static ElementType output_type(size_t, ElementType scores) { return scores; }
-  static Characteristic input_characteristic(size_t index) { return index == 2 ? kVariadic : kRequired; }
-
-  MemoryLookup(const Api& api, const KernelInfo* info)
-      : api_(api),
-        pre_value_dim_(attribute(api, info, "pre_value_dim")),
-        rows_per_shard_(attribute(api, info, "rows_per_shard")),
-        groups_(attribute(api, info, "groups")) {
-    const std::string activation = text_attribute(api, info, "activation");
-    require(activation == "none" || activation == "gelu", "activation must be none or gelu, got ", activation);
-    gelu_ = activation == "gelu";
-    require(pre_value_dim_ >= 0 && rows_per_shard_ >= 1 && groups_ >= 1, "an attribute is out of range");
-    advise_on_tables(info);
-  }
+  MemoryLookup(const Api& api, const KernelInfo* info) : api_(api), attributes_(api, info) { advise_on_tables(info); }
 
   const Api& api() const { return api_; }
 
   void compute(KernelContext* context) {
-    const Tensor indices = input(api_, context, 0), scores = input(api_, context, 1);
-    require(indices.sizes.size() == 2 && scores.sizes.size() == 3 && scores.sizes[0] == indices.sizes[0] &&
-                scores.sizes[1] == indices.sizes[1] && scores.sizes[2] > 0,
-            "indices [T, K] and scores [T, K, C] expected, got ", indices, " and ", scores);
-    const int64_t tokens = indices.sizes[0], hits = indices.sizes[1], cores = scores.sizes[2];
-    size_t next = 2;
+    const LookupInputs inputs = lookup_inputs(api_, context, attributes_);
     std::vector<float> score_buffer, query_buffer;
     LookupArgs args{};
-    args.indices = indices.as<int64_t>();
-    args.scores = floats(scores, score_buffer, "scores");
-    require_no_nan(args.scores, scores.count(), "scores");
-    if (groups_ > 1) {
-      const Tensor group = input(api_, context, next++);
-      require(group.type == kInt64 && group.sizes == indices.sizes, "group must be int64 like indices, got ", group);
-      args.group = group.as<int64_t>();
-      require_range(args.group, indices.count(), groups_, "group");
+    args.indices = inputs.indices.as<int64_t>();
+    args.scores = floats(inputs.scores, score_buffer, "scores");
+    require_no_nan(args.scores, inputs.scores.count(), "scores");
+    require_range(args.indices, inputs.indices.count(), inputs.rows, "indices");
+    if (attributes_.groups > 1) {
+      args.group = inputs.group.as<int64_t>();
+      require_range(args.group, inputs.group.count(), attributes_.groups, "group");
     }
-    if (pre_value_dim_ > 0) {
-      const Tensor query = input(api_, context, next++);
-      require(query.sizes == std::vector<int64_t>({tokens, pre_value_dim_}), "query must be [T, P], got ", query);
-      args.query = floats(query, query_buffer, "query");
-    }
-    Tensor row_scales{kUndefined, {}, nullptr};
-    std::vector<const void*> shards;
-    int64_t rows = 0;
-    const Tensor first = read_shards(context, next, row_scales, shards, rows);
-    require_range(args.indices, indices.count(), rows, "indices");
-    if (row_scales.data != nullptr) {
-      require(row_scales.type == kFloat && row_scales.sizes == std::vector<int64_t>({rows, 2}),
-              "row_scales must be float [rows, 2], got ", row_scales);
-    }
-    args.row_scales = row_scales.as<float>();
-    args.shards = shards.data();
-    args.rows_per_shard = rows_per_shard_;
-    args.hits = hits;
-    args.cores = cores;
-    args.pre_value_dim = pre_value_dim_;
-    args.value_dim = first.sizes[1] - pre_value_dim_;
-    args.groups = groups_;
-    args.gelu = gelu_;
-    args.row_type = storage(first.type, "rows");
-    require(args.value_dim > 0 && args.value_dim % cores == 0,
-            "rows ", first, " do not split into a pre-value and C equal parts");
-    run(context, args, tokens, scores.type);
+    if (attributes_.pre_value_dim > 0) args.query = floats(inputs.query, query_buffer, "query");
+    args.row_scales = inputs.row_scales.as<float>();
+    args.shards = inputs.shards.data();
+    args.rows_per_shard = attributes_.rows_per_shard;
+    args.hits = inputs.hits;
+    args.cores = inputs.cores;
+    args.pre_value_dim = attributes_.pre_value_dim;
+    args.value_dim = inputs.value_dim;
+    args.groups = attributes_.groups;
+    args.gelu = attributes_.gelu;
+    args.row_type = storage(inputs.row_type, "rows");
+    run(context, args, inputs.tokens, inputs.scores.type);
   }
 
  private:
@@ -102,31 +64,6 @@ class MemoryLookup {
       const Tensor table = tensor_of(api_, value);
       advise_random(table.data, static_cast<size_t>(table.count()) * element_size(table.type));
     }
-  }
-
-  // Collects the shards from input `next` on, and row_scales before them when the rows are int8; counts their rows, and
-  // returns the first shard.
-  Tensor read_shards(const KernelContext* context, size_t next, Tensor& row_scales, std::vector<const void*>& shards,
-                     int64_t& rows) {
-    size_t count = 0;
-    check(api_, api_.input_count(context, &count), "input count");
-    require(next < count, "no rows are given");
-    Tensor first = input(api_, context, next);
-    if (next + 1 < count && input(api_, context, next + 1).type == kInt8) {
-      row_scales = first;
-      first = input(api_, context, ++next);
-    }
-    require((row_scales.data != nullptr) == (first.type == kInt8), "row_scales are given if and only if rows are int8");
-    for (size_t i = next; i < count; ++i) {
-      const Tensor shard = input(api_, context, i);
-      require(shard.type == first.type && shard.sizes.size() == 2 && shard.sizes[1] == first.sizes[1] &&
-                  shard.sizes[0] >= 1 && shard.sizes[0] <= rows_per_shard_ &&
-                  (i + 1 == count || shard.sizes[0] == rows_per_shard_),
-              "shard ", i - next, " is ", shard, ", which does not fit rows_per_shard ", rows_per_shard_);
-      shards.push_back(shard.data);
-      rows += shard.sizes[0];
-    }
-    return first;
   }
 
   static void require_range(const int64_t* values, int64_t count, int64_t end, const char* name) {
@@ -176,8 +113,7 @@ class MemoryLookup {
   }
 
   const Api& api_;
-  int64_t pre_value_dim_, rows_per_shard_, groups_;
-  bool gelu_ = false;
+  LookupAttributes attributes_;
 };
 
 }  // namespace

@@ -7,6 +7,9 @@
 namespace umv2::ort {
 
 std::vector<const CustomOp*> custom_ops(const Api& api) {
+  if (select_kernels() == nullptr) {
+    throw Error("UMV2_CPU_TARGET names kernels that this processor does not run; leave it unset");
+  }
   // Once an op is registered the runtime no longer falls back to its body: every dtype of the contract has a kernel.
   return {key_scores_op(api, kFloat),  key_scores_op(api, kFloat16), tucker_topk_op(api, kFloat),
           tucker_topk_op(api, kFloat16), memory_lookup_op(api, kFloat), memory_lookup_op(api, kFloat16)};

@@ -1,4 +1,4 @@
-// The part of ONNX Runtime's binary interface for custom ops that this library uses, declared anew: its wheels ship no
+// The part of ONNX Runtime's binary interface for custom ops that the op libraries use, declared anew: its wheels ship no
 // headers. Slots of the function table and the layout of OrtCustomOp are stable; they are the same at API versions 20
 // and 29. tests/plugins/test_onnxruntime_library.py loads the library into the installed runtime.
 #pragma once
@@ -76,6 +76,10 @@ class Api {
   void release_tensor_info(TensorInfo* info) const { call<void(TensorInfo*)>(99)(info); }
   Status* attribute_ints(const KernelInfo* info, const char* name, int64_t* values, size_t* count) const {
     return call<Status*(const KernelInfo*, const char*, int64_t*, size_t*)>(163)(info, name, values, count);
+  }
+  // The CUDA stream of the op's provider.
+  Status* gpu_stream(const KernelContext* context, void** stream) const {
+    return call<Status*(const KernelContext*, void**)>(193)(context, stream);
   }
   Status* constant_input_count(const KernelInfo* info, size_t* count) const {
     return call<Status*(const KernelInfo*, size_t*)>(230)(info, count);

@@ -6,7 +6,8 @@
 
 namespace umv2::ort {
 
-// A kernel class has: a constructor (const Api&, const KernelInfo*), compute(KernelContext*), and kName.
+// A kernel class has: a constructor (const Api&, const KernelInfo*), compute(KernelContext*), kName, and kProvider, the
+// execution provider that runs it.
 template <typename Kernel>
 struct Registration : CustomOp {
   const Api* api;
@@ -15,7 +16,7 @@ struct Registration : CustomOp {
   Registration(const Api& runtime, ElementType scores_type) : CustomOp{}, api(&runtime), scores(scores_type) {
     version = kApiVersion;
     name = [](const CustomOp*) { return Kernel::kName; };
-    execution_provider = [](const CustomOp*) { return "CPUExecutionProvider"; };
+    execution_provider = [](const CustomOp*) { return Kernel::kProvider; };
     input_type = [](const CustomOp* op, size_t index) { return Kernel::input_type(index, self(op).scores); };
     input_type_count = [](const CustomOp*) { return Kernel::kInputs; };
     output_type = [](const CustomOp* op, size_t index) { return Kernel::output_type(index, self(op).scores); };

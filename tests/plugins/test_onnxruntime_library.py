@@ -17,7 +17,7 @@ import pytest
 from tests.command import run_command
 from tests.golden import GOLDEN_CASES
 from tests.ops.bodies import Array, run_body, run_native
-from umv2_export import native_library
+from umv2_export import cuda_library, native_library
 from umv2_export.bench.one_node import lookup_model, open_session, tucker_model
 from umv2_export.ops import LookupSignature
 
@@ -231,7 +231,8 @@ def test_the_library_exports_its_entry_points_only() -> None:
     assert names == {"RegisterCustomOps", *(f"umv2_{kernel}" for kernel in kernels)}
 
 
-def test_an_older_runtime_is_refused_by_name_and_nothing_else_of_it_is_called() -> None:
+@pytest.mark.parametrize("library", [native_library, cuda_library])
+def test_an_older_runtime_is_refused_by_name_and_nothing_else_of_it_is_called(library: Callable[[], str]) -> None:
     messages: list[str] = []
     status = ctypes.create_string_buffer(8)
     create_status = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
@@ -251,7 +252,7 @@ def test_an_older_runtime_is_refused_by_name_and_nothing_else_of_it_is_called() 
         version_string(lambda: ctypes.addressof(version)),
     )
     base = (ctypes.c_void_p * 2)(*(ctypes.cast(callback, ctypes.c_void_p) for callback in callbacks))
-    register = ctypes.CDLL(native_library()).RegisterCustomOps
+    register = ctypes.CDLL(library()).RegisterCustomOps
     register.restype = ctypes.c_void_p
     assert register(None, base) == ctypes.addressof(status)
     assert messages == ["the umv2 op library needs ONNX Runtime 1.20 or later, this is 1.19.2"]

@@ -17,8 +17,9 @@ from umv2_export.bench.timing import Timing, alternate
 from umv2_export.bench.trace import LONGER, Trace, trace_routing
 from umv2_export.bench.traffic import Hits, Traffic, count_traffic, expected_hits
 from umv2_export.bundle import Bundle
-from umv2_export.errors import EnvironmentUnfit, InvalidRequest
+from umv2_export.errors import EnvironmentUnfit, InvalidRequest, Unsupported
 from umv2_export.memory import available_bytes
+from umv2_export.names import BUILD_RUNTIMES
 from umv2_export.progress import Advance, Tracker, silent
 from umv2_export.runtimes import open_runtime
 from umv2_export.runtimes.base import Array
@@ -308,7 +309,14 @@ def benchmark_steps(
         InvalidRequest: the text is too short.
         EnvironmentUnfit: the caches do not fit into memory.
         InputRejected: a runtime refuses a bundle.
+        Unsupported: the runtime computes on a GPU.
     """
+    if options.runtime in ("onnxruntime-cuda", *BUILD_RUNTIMES):
+        raise Unsupported(
+            "bench times processors, and no GPU",
+            why="threads, bytes and the ceilings beside them are those of the machine's memory",
+            fix="--runtime onnxruntime-native or onnxruntime; `generate --json` gives the times of single steps",
+        )
     result = BenchResult(warnings=[line for baseline in baselines for line in _unfair(bundle, baseline)])
     models = [(bundle, options.runtime), *((baseline, "onnxruntime") for baseline in baselines)]
     _require_memory([model for model, _ in models], options)

@@ -1,56 +1,83 @@
-"""ONNX Runtime on the CPU: stock, where the function bodies run, or with our library of native ops."""
+"""ONNX Runtime: stock, where the function bodies run, with our library of native ops, or with that for CUDA."""
 
+import contextlib
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
+import torch
+from torch.utils.dlpack import from_dlpack
 
-from umv2_export import native_library
+from umv2_export import cuda_library, native_library
 from umv2_export.bundle import Bundle
-from umv2_export.errors import EnvironmentUnfit, InputRejected, Unsupported
+from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest, Unsupported
 from umv2_export.memory import anonymous_memory, available_bytes
 from umv2_export.onnx.trace import probe_names
+from umv2_export.runtimes import cuda
 from umv2_export.runtimes.base import Array, StepInput, StepOutput, require_runtime
 
 __all__ = ["OnnxRuntime"]
 
-PROVIDER = "CPUExecutionProvider"
+
+@dataclass(frozen=True)
+class _Setup:
+    """How sessions of one runtime are made.
+
+    Attributes:
+        provider: that computes; ONNX Runtime itself adds the CPU for what another lacks.
+        options: of the provider.
+        library: names our library of ops; None: their bodies run.
+    """
+
+    provider: str = "CPUExecutionProvider"
+    options: Mapping[str, str] = field(default_factory=dict)
+    library: Callable[[], str] | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Computes on a GPU."""
+        return self.provider == cuda.PROVIDER
+
+
+_SETUPS = {
+    "onnxruntime": _Setup(),
+    "onnxruntime-native": _Setup(library=native_library),
+    "onnxruntime-cuda": _Setup(cuda.PROVIDER, cuda.PROVIDER_OPTIONS, cuda_library),
+}
+
+_NUMPY_DTYPES = {"int64": np.int64, "fp32": np.float32, "fp16": np.float16}
 
 
 class OnnxRuntime:
     """A session over a bundle's graph.
 
     Args:
+        name: onnxruntime, onnxruntime-native or onnxruntime-cuda.
         bundle: what to run.
-        native: register the library of native ops.
         preload: read all tables into memory of huge pages first, instead of mapping their files.
 
     Raises:
-        EnvironmentUnfit: the package is not installed, or memory does not hold the tables that are to be preloaded.
-        Unsupported: the bundle holds arithmetic that the CPU provider lacks.
+        EnvironmentUnfit: the package is not installed, memory does not hold the tables that are to be preloaded, or
+            there is no GPU, CUDA provider or compiler for a runtime that needs them.
+        Unsupported: the bundle has no ops for our library, or holds arithmetic that the provider lacks.
+        InvalidRequest: this runtime does not preload.
+        BuildFailed: the kernels of the GPU could not be compiled.
         InputRejected: ONNX Runtime refuses the graph.
     """
 
-    def __init__(self, bundle: Bundle, *, native: bool = False, preload: bool = False) -> None:
-        self.name = "onnxruntime-native" if native else "onnxruntime"
-        self._native = native
-        if native and (bundle.manifest.functions == "inlined" or not bundle.config.memory.layers):
-            raise Unsupported(
-                "this bundle holds no ops for the native ones to replace",
-                where=bundle.path,
-                why="its functions were inlined" if bundle.config.memory.layers else "the model has no memory layers",
-                fix="use --runtime onnxruntime, or export a model with memory layers without --inline-functions",
-            )
-        if bundle.manifest.dtype == "bf16":
-            raise Unsupported(
-                "this bundle computes in bf16, for GPU runtimes: stock ONNX Runtime on a CPU runs no bf16 arithmetic",
-                where=bundle.path,
-                fix="export with --dtype fp16, or --dtype fp32 --table-dtype bf16",
-            )
+    def __init__(self, name: str, bundle: Bundle, *, preload: bool = False) -> None:
+        self.name = name
+        self._setup = _SETUPS[name]
         self._bundle = bundle
-        self._cache_dtype = {"fp32": np.float32, "fp16": np.float16}[bundle.manifest.dtype]
+        self._refuse_what_it_cannot_run(preload=preload)
         bundle.graph()  # its external data lies in the files of the manifest
-        require_runtime(self.name)
+        require_runtime(name)
+        if bundle.manifest.dtype == "bf16":
+            _require_bf16_tensors()
+        self._capability = cuda.require_cuda() if self._setup.on_gpu else None
         # Kept: sessions share this memory, they do not own it.
         self._tables = _preloaded_tables(bundle) if preload else {}
         self._session = self._open(bundle.model_file)
@@ -60,18 +87,20 @@ class OnnxRuntime:
         """One forward."""
         if probe and self._probe_session is None:
             self._probe_session = self._open(self._graph_with_probes())
-        feed: dict[str, Array] = {"input_ids": step.input_ids, "attention_mask": step.attention_mask}
+        dtype = self._bundle.manifest.dtype
+        feed = {"input_ids": _value(step.input_ids, "int64"), "attention_mask": _value(step.attention_mask, "int64")}
         for i, (keys, values) in enumerate(step.past):
-            feed[f"past_key_values.{i}.key"] = keys.astype(self._cache_dtype)
-            feed[f"past_key_values.{i}.value"] = values.astype(self._cache_dtype)
+            feed[f"past_key_values.{i}.key"] = _value(keys, dtype)
+            feed[f"past_key_values.{i}.value"] = _value(values, dtype)
         session = self._probe_session if probe else self._session
         try:
-            values = session.run(None, feed)
+            results = session.run_with_ort_values(None, feed)
         except Exception as error:  # its exception classes share no base but Exception
             raise InputRejected(
                 "ONNX Runtime cannot run the graph", where=self._bundle.model_file, why=str(error).strip()
             ) from error
-        outputs = dict(zip((output.name for output in session.get_outputs()), values, strict=True))
+        names = [output.name for output in session.get_outputs()]
+        outputs = {name: _array(result) for name, result in zip(names, results, strict=True)}
         present = [
             (outputs[f"present.{i}.key"].astype(np.float32), outputs[f"present.{i}.value"].astype(np.float32))
             for i in range(len(step.past))
@@ -79,26 +108,57 @@ class OnnxRuntime:
         probes = {name: outputs[name] for name in outputs if probe and name in probe_names(self._bundle.config)}
         return StepOutput(outputs["logits"].astype(np.float32), present, probes)
 
+    def _refuse_what_it_cannot_run(self, *, preload: bool) -> None:
+        bundle, setup = self._bundle, self._setup
+        if preload and setup.on_gpu:
+            raise InvalidRequest(
+                f"the runtime {self.name} copies its tables to the GPU",
+                fix="leave out --preload, or name another runtime",
+            )
+        if setup.library is not None and (bundle.manifest.functions == "inlined" or not bundle.config.memory.layers):
+            raise Unsupported(
+                "this bundle holds no ops for the native ones to replace",
+                where=bundle.path,
+                why="its functions were inlined" if bundle.config.memory.layers else "the model has no memory layers",
+                fix="use --runtime onnxruntime, or export a model with memory layers without --inline-functions",
+            )
+        if bundle.manifest.dtype == "bf16" and not setup.on_gpu:
+            raise Unsupported(
+                "this bundle computes in bf16, for GPU runtimes: stock ONNX Runtime on a CPU runs no bf16 arithmetic",
+                where=bundle.path,
+                fix="use --runtime onnxruntime-cuda, or export with --dtype fp16, or --dtype fp32 --table-dtype bf16",
+            )
+
     def _open(self, model: Any) -> Any:
         import onnxruntime  # noqa: PLC0415 - an optional package
 
+        setup = self._setup
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # A graph given as bytes finds its external data here.
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(self._bundle.path.resolve())
         )
-        if self._native:
-            options.register_custom_ops_library(native_library())
+        if setup.library is not None:
+            options.register_custom_ops_library(setup.library())
         for name, table in self._tables.items():
             options.add_initializer(name, table)
         source = model if isinstance(model, bytes) else str(model)
-        try:
-            return onnxruntime.InferenceSession(source, options, providers=[PROVIDER])
-        except Exception as error:  # its exception classes share no base but Exception
-            raise InputRejected(
-                "ONNX Runtime refuses the graph", where=self._bundle.model_file, why=str(error).strip()
-            ) from error
+        with contextlib.ExitStack() as stack:
+            if self._capability is not None:
+                stack.enter_context(cuda.kernels_of(self._bundle, self._capability))
+            try:
+                # Without its fallback: that would compute on the CPU what fails on the GPU.
+                session = onnxruntime.InferenceSession(
+                    source, options, providers=[(setup.provider, setup.options)], enable_fallback=0
+                )
+            except Exception as error:  # its exception classes share no base but Exception
+                raise InputRejected(
+                    "ONNX Runtime refuses the graph", where=self._bundle.model_file, why=str(error).strip()
+                ) from error
+        if setup.on_gpu:
+            cuda.require_provider(session)
+        return session
 
     def _graph_with_probes(self) -> bytes:
         """The graph, its inner values declared as outputs too."""
@@ -106,6 +166,35 @@ class OnnxRuntime:
         for name in probe_names(self._bundle.config):
             model.graph.output.add().name = name
         return bytes(model.SerializeToString())
+
+
+def _require_bf16_tensors() -> None:
+    """Notice an ONNX Runtime that keeps its bf16 outputs to itself."""
+    import onnxruntime  # noqa: PLC0415 - an optional package
+
+    if not hasattr(onnxruntime.OrtValue, "__dlpack__"):
+        raise EnvironmentUnfit(
+            f"ONNX Runtime {onnxruntime.__version__} does not hand out bf16 tensors",
+            why="they come through DLPack, numpy knows no bf16",
+            fix="pip install --upgrade onnxruntime-gpu (1.32 does), or export with --dtype fp16",
+        )
+
+
+def _value(array: Array, dtype: str) -> Any:
+    """An array in a dtype, as ONNX Runtime takes it; numpy knows no bf16."""
+    import onnxruntime  # noqa: PLC0415 - an optional package
+
+    if dtype == "bf16":
+        bits = torch.from_numpy(np.array(array, np.float32, order="C")).bfloat16().view(torch.uint16).numpy()
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, onnx.TensorProto.BFLOAT16)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array, _NUMPY_DTYPES[dtype]))
+
+
+def _array(value: Any) -> Array:
+    """An output; bf16 becomes fp32."""
+    if value.element_type() == onnx.TensorProto.BFLOAT16:
+        return np.asarray(from_dlpack(value).float().numpy())
+    return np.asarray(value.numpy())
 
 
 def _preloaded_tables(bundle: Bundle) -> dict[str, Any]:
