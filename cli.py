@@ -142,6 +142,17 @@ def shape_option(bound: str) -> Callable[[Command], Command]:
     )
 
 
+def engine_options(command: Command) -> Command:
+    """Which engine the runtimes tensorrt and tensorrt-rtx run."""
+    for option in (
+        click.option("--plugin-library", type=FILE, help="The plugins, where the engine was built with a library."),
+        click.option("--trust-engine", is_flag=True, help="Load the engine though it is not what its manifest says."),
+        click.option("--engine", type=FOLDER, help="Engine of BUNDLE, for the runtimes tensorrt and tensorrt-rtx."),
+    ):
+        command = option(command)
+    return command
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="umv2-export")
 def cli() -> None:
@@ -352,6 +363,7 @@ def onnx(
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Text whose pieces are the test inputs; default: random tokens.",
 )
+@engine_options
 @json_option
 def parity(
     bundle: Path,
@@ -362,19 +374,26 @@ def parity(
     rtol: float | None,
     seed: int,
     prompt_file: Path | None,
+    engine: Path | None,
+    trust_engine: bool,
+    plugin_library: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare a bundle in a runtime with the PyTorch reference; exit 1 on a difference."""
+    """Compare a bundle, or an engine of it, in a runtime with the PyTorch reference; exit 1 on a difference."""
     from umv2_export.bundle import Bundle
     from umv2_export.checkpoint import open_checkpoint
     from umv2_export.parity import check_bundle
     from umv2_export.report import print_parity
+    from umv2_export.runtimes import choose_engine
     from umv2_export.tokenizer import text_ids
 
+    choice = choose_engine(runtimes, engine, trust=trust_engine, plugin_library=plugin_library)
     opened = Bundle(bundle)
     text = None if prompt_file is None else text_ids(opened, prompt_file.read_bytes())
     checkpoint = None if reference is None else open_checkpoint(reference)
-    report = check_bundle(opened, checkpoint, runtimes, atol=atol, rtol=rtol, seed=seed, text=text, layerwise=layerwise)
+    report = check_bundle(
+        opened, checkpoint, runtimes, atol=atol, rtol=rtol, seed=seed, text=text, layerwise=layerwise, engine=choice
+    )
     if as_json:
         print_json(report.as_dict())
     else:
@@ -391,6 +410,7 @@ def parity(
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-sequence token.")
 @click.option("--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", show_default=True)
 @click.option("--preload", is_flag=True, help="Read all tables into memory (huge pages) first instead of mapping them.")
+@engine_options
 @json_option
 def generate(
     bundle: Path,
@@ -400,16 +420,20 @@ def generate(
     ignore_eos: bool,
     runtime: str,
     preload: bool,
+    engine: Path | None,
+    trust_engine: bool,
+    plugin_library: Path | None,
     as_json: bool,
 ) -> None:
     """Continue a prompt greedily, through the KV cache."""
     from umv2_export.bundle import Bundle
     from umv2_export.generation import generate_greedily
-    from umv2_export.runtimes import open_runtime
+    from umv2_export.runtimes import choose_engine, open_runtime
     from umv2_export.tokenizer import load_tokenizer
 
     if (prompt is None) == (prompt_ids is None):
         raise click.UsageError("pass either --prompt or --prompt-ids")
+    choice = choose_engine([runtime], engine, trust=trust_engine, plugin_library=plugin_library)
     opened = Bundle(bundle)
     tokenizer = None
     if prompt is not None:
@@ -418,7 +442,7 @@ def generate(
         tokenizer = load_tokenizer(opened.tokenizer_file)
         prompt_ids = tuple(tokenizer.encode(prompt).ids)
     result = generate_greedily(
-        open_runtime(runtime, opened, preload=preload),
+        open_runtime(runtime, opened, preload=preload, engine=choice),
         opened.config,
         prompt_ids or (),
         max_new_tokens,

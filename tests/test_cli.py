@@ -161,8 +161,9 @@ def test_env_lists_versions_features_and_runtimes() -> None:
     facts = json.loads(run_command("env", "--json").stdout)
     assert facts["packages"]["torch"]
     assert facts["cpu"]["cores"] >= 1
-    runtimes = {name: usable for name, usable in facts["runtimes"].items() if name != "onnxruntime-cuda"}
-    assert runtimes == {"torch": True, "onnxruntime": True, "onnxruntime-native": True}
+    runtimes = {name: facts["runtimes"][name] for name in ("torch", "onnxruntime", "onnxruntime-native")}
+    assert all(runtimes.values())
+    assert list(facts["runtimes"])[3:] == ["onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
     assert facts["native_library"]["kernels"] in ("portable", "avx2", "avx512")
 
 

@@ -1,4 +1,4 @@
-"""A machine with TensorRT and a GPU, as far as a build can tell."""
+"""A machine with TensorRT and a GPU, as far as a build or a run can tell."""
 
 import importlib.util
 import json
@@ -25,8 +25,9 @@ class StandIn:
         """Ops and architectures of every build of kernels."""
 
     def behave(self, **behaviour: Any) -> None:
-        """Make workers meet another TensorRT: see the stand-in for the words."""
+        """Meet another TensorRT, in workers and in this process: see the stand-in for the words."""
         self._monkeypatch.setenv("STAND_IN", json.dumps(behaviour))
+        self._monkeypatch.setattr(sys.modules["tensorrt"], "_BEHAVIOUR", behaviour)
 
     def calls(self, name: str) -> list[list[Any]]:
         """Arguments of each call of a function, in order."""

@@ -15,7 +15,8 @@ from types import ModuleType
 import pytest
 
 from tests.engines.conftest import STAND_IN
-from umv2_export.engines import worker_build, worker_plugins, worker_refit
+from umv2_export.engines import worker_build, worker_load, worker_plugins, worker_refit
+from umv2_export.runtimes import tensorrt as runtime
 
 Members = dict[str, list[list[str]]]
 """Name -> parameters of each overload of a method, none of anything else."""
@@ -94,8 +95,8 @@ def test_every_function_of_the_stand_in_is_one_of_tensorrt(stubs: ast.Module) ->
     assert ours <= theirs
 
 
-@pytest.mark.parametrize("module", [worker_build, worker_plugins, worker_refit])
-def test_what_a_worker_names_of_the_module_is_in_it(module: ModuleType, stubs: ast.Module) -> None:
+@pytest.mark.parametrize("module", [worker_build, worker_load, worker_plugins, worker_refit, runtime])
+def test_what_is_named_of_the_module_is_in_it(module: ModuleType, stubs: ast.Module) -> None:
     source = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
     named = {
         node.attr
@@ -118,3 +119,17 @@ def test_our_python_plugins_are_registered_as_the_stand_in_registers_its_own() -
     assert [argument.arg for argument in ours.args.kwonlyargs] == [
         p.name for p in parameters if p.kind is p.KEYWORD_ONLY
     ]
+
+
+@pytest.mark.parametrize("name", ["DataType", "ICudaEngine", "IExecutionContext", "ILogger", "Runtime", "TensorIOMode"])
+def test_what_an_engine_runs_with_is_in_tensorrt_rtx_too(name: str) -> None:
+    tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
+    [ours] = [node for node in classes(ast.parse(STAND_IN.read_text(encoding="utf-8"))) if node.name == name]
+    theirs = getattr(tensorrt_rtx, name)
+    # Engines and contexts are made by the library alone.
+    members = {name: overloads for name, overloads in public_members(ours).items() if name != "__init__"}
+    assert members
+    for member, overloads in members.items():
+        described = str(getattr(theirs, member).__doc__)
+        for parameter in [parameter for parameters in overloads[:1] for parameter in parameters[1:]]:
+            assert f" {parameter}: " in described, f"{name}.{member}"

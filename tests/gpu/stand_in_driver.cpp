@@ -14,11 +14,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <set>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <algorithm>
@@ -96,12 +98,37 @@ bool initialized = false;
 int primary_context = 0;  // Its address is the handle.
 thread_local void* current_context = nullptr;
 std::map<void*, std::unique_ptr<Module>> modules;
-std::map<uint64_t, std::unique_ptr<char[]>> memory;
+
+struct Block {
+  std::unique_ptr<char[]> bytes;
+  size_t size;
+};
+std::map<uint64_t, Block> memory;  // By address.
+
+struct Stream {};
+std::map<void*, std::unique_ptr<Stream>> streams;
+
 Result failed_launch = kSuccess;
+void (*pending_work)() = nullptr;
 
 Result usable() {
   if (!initialized) return kNotInitialized;
   if (current_context == nullptr) return kInvalidContext;
+  return kSuccess;
+}
+
+// The block that holds an address, or the end.
+std::map<uint64_t, Block>::const_iterator block_of(uint64_t address) {
+  auto after = memory.upper_bound(address);
+  if (after == memory.begin()) return memory.end();
+  const auto block = std::prev(after);
+  return address < block->first + block->second.size ? block : memory.end();
+}
+
+Result copyable(uint64_t address, size_t size) {
+  if (size == 0) return kSuccess;
+  const auto block = block_of(address);
+  if (block == memory.end() || address + size > block->first + block->second.size) return kInvalidValue;
   return kSuccess;
 }
 
@@ -466,7 +493,32 @@ Result cuCtxGetDevice(int* device) {
 // A launch that failed is told of here, and from then on by every call, as a broken context does.
 Result cuCtxSynchronize() {
   if (const Result result = usable()) return result;
+  if (auto* work = std::exchange(pending_work, nullptr)) work();
   return failed_launch;
+}
+
+// Of the stand-in alone: work that a library has put on a stream, and that is done once it is waited for.
+void stand_in_defer(void (*work)()) { pending_work = work; }
+
+Result cuStreamCreate(void** stream, unsigned flags) {
+  if (const Result result = usable()) return result;
+  if (flags > 1) return kInvalidValue;
+  auto made = std::make_unique<Stream>();
+  *stream = made.get();
+  streams[*stream] = std::move(made);
+  return kSuccess;
+}
+
+Result cuStreamDestroy_v2(void* stream) {
+  if (const Result result = usable()) return result;
+  return streams.erase(stream) == 1 ? kSuccess : kInvalidHandle;
+}
+
+Result cuStreamGetFlags(void* stream, unsigned* flags) {
+  if (const Result result = usable()) return result;
+  if (streams.count(stream) == 0) return kInvalidHandle;
+  *flags = 0;
+  return kSuccess;
 }
 
 Result cuStreamSynchronize(void*) { return cuCtxSynchronize(); }
@@ -547,7 +599,7 @@ Result cuMemAlloc_v2(uint64_t* address, size_t size) {
   constexpr uint64_t kAlignment = 256;
   auto block = std::make_unique<char[]>(size + kAlignment);
   *address = (reinterpret_cast<uint64_t>(block.get()) + kAlignment - 1) / kAlignment * kAlignment;
-  memory[*address] = std::move(block);
+  memory[*address] = Block{std::move(block), size};
   return kSuccess;
 }
 
@@ -556,8 +608,18 @@ Result cuMemFree_v2(uint64_t address) {
   return memory.erase(address) == 1 ? kSuccess : kInvalidValue;
 }
 
+Result cuMemGetAddressRange_v2(uint64_t* base, size_t* size, uint64_t address) {
+  if (const Result result = usable()) return result;
+  const auto block = block_of(address);
+  if (block == memory.end()) return kNotFound;
+  *base = block->first;
+  *size = block->second.size;
+  return kSuccess;
+}
+
 Result cuMemcpyHtoD_v2(uint64_t address, const void* source, size_t size) {
   if (const Result result = usable()) return result;
+  if (const Result result = copyable(address, size)) return result;
   std::memcpy(reinterpret_cast<void*>(address), source, size);
   return kSuccess;
 }
@@ -565,6 +627,7 @@ Result cuMemcpyHtoD_v2(uint64_t address, const void* source, size_t size) {
 Result cuMemcpyDtoH_v2(void* target, uint64_t address, size_t size) {
   if (const Result result = usable()) return result;
   if (failed_launch != kSuccess) return failed_launch;
+  if (const Result result = copyable(address, size)) return result;
   std::memcpy(target, reinterpret_cast<const void*>(address), size);
   return kSuccess;
 }

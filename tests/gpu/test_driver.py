@@ -79,6 +79,27 @@ with driver.open_device() as device:
     assert run(script) == ["seven\0bytes", 0, True]
 
 
+def test_memory_of_a_scope_is_freed_with_it_and_streams_are_live() -> None:
+    script = """
+import ctypes
+library = driver._library()
+def holds(address):
+    return library.cuMemGetAddressRange_v2(*map(ctypes.byref, (ctypes.c_uint64(), ctypes.c_size_t())), address) == 0
+with driver.open_device() as device:
+    kept = device.upload(b"kept")
+    with device.scope():
+        left = ctypes.c_uint64(device.upload(b"left"))
+        print(json.dumps([holds(left)]), end=" ")
+    stream = device.stream()
+    is_stream = library.cuStreamGetFlags(ctypes.c_void_p(stream), ctypes.byref(ctypes.c_uint())) == 0
+    facts = [holds(left), device.download(kept, 4).decode(), is_stream, refusal(device.download, kept, 5) is None]
+    print(json.dumps(facts))
+"""
+    command = [sys.executable, "-c", PRELUDE + script]
+    done = subprocess.run(command, env=stand_in_environment(), capture_output=True, text=True, check=True)
+    assert done.stdout == '[true] [false, "kept", true, false]\n'
+
+
 def test_refusals_are_given_in_the_words_of_the_driver(lookup: tuple[Path, CompiledKernel]) -> None:
     folder, kernel = lookup
     script = f"""

@@ -12,12 +12,13 @@ from umv2_export import __version__
 from umv2_export.bundle import MANIFEST_FILE, Bundle
 from umv2_export.engines import tensorrt
 from umv2_export.engines.graph import Graph, read_graph, write_graph
-from umv2_export.engines.manifest import ENGINE_FILE, Engine, EngineManifest, require_trusted
-from umv2_export.engines.plan import BASE_MEMORY, Plugins, require_memory
-from umv2_export.engines.plugins import PLUGIN_OPS, prepare_plugins
+from umv2_export.engines.loading import check_card, check_plugin_library, plugins_to_load
+from umv2_export.engines.manifest import ENGINE_FILE, Engine, require_trusted
+from umv2_export.engines.plan import BASE_MEMORY, require_memory
+from umv2_export.engines.plugins import PLUGIN_OPS
 from umv2_export.engines.tensorrt_package import require_tensorrt
 from umv2_export.engines.worker_process import run_worker
-from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest, Unsupported, shown
+from umv2_export.errors import InputRejected, Unsupported, shown
 from umv2_export.files import atomic_directory, file_sha256, require_free_space
 from umv2_export.gpu import driver
 from umv2_export.progress import Tracker, silent
@@ -95,35 +96,10 @@ def plan_refit(engine: Path, bundle: Bundle, *, trust: bool = False, plugin_libr
             fix="name the bundle that it was built from, or one that was exported from the same model with the same "
             "options",
         )
-    _check_plugin_library(manifest, plugin_library)
+    check_plugin_library(manifest, plugin_library)
     require_tensorrt()
-    _check_card(manifest, driver.compute_capability())
+    check_card(manifest, driver.compute_capability())
     return RefitPlan(opened, bundle, read_graph(bundle, tensorrt.LIBRARY.title, PLUGIN_OPS), plugin_library)
-
-
-def _check_plugin_library(manifest: EngineManifest, plugin_library: Path | None) -> None:
-    # A version-compatible engine brings its plugin library.
-    needed = manifest.plugins == "library" and not manifest.version_compatible
-    if needed and plugin_library is None:
-        raise InvalidRequest(
-            "the engine was built with a plugin library, which must be loaded before it",
-            fix="name it by --plugin-library",
-        )
-    if plugin_library is not None and not needed:
-        raise InvalidRequest("the engine needs no plugin library", fix="leave out --plugin-library")
-    if plugin_library is not None and not plugin_library.is_file():
-        raise InputRejected("the plugin library is missing", where=plugin_library)
-
-
-def _check_card(manifest: EngineManifest, card: str) -> None:
-    if card in manifest.compute_capabilities or (manifest.hardware_compatible and tensorrt.is_compatible(card)):
-        return
-    raise EnvironmentUnfit(
-        f"the GPU of this machine has compute capability {card}, the engine is for "
-        + ", ".join(manifest.compute_capabilities),
-        why="an engine is loaded to be refitted",
-        fix="refit it on a GPU that can run it",
-    )
 
 
 def require_resources(plan: RefitPlan, target: Path) -> None:
@@ -178,21 +154,11 @@ def refit_engine(
 
 def _job(plan: RefitPlan, folder: Path, track: Tracker) -> Mapping[str, Any]:
     manifest = plan.engine.manifest
-    # Kernels that were compiled ahead of time lie in the engine: nothing has to be registered before it is loaded.
-    plugins: Plugins = "jit" if manifest.plugins == "jit" else "library" if plan.plugin_library is not None else "none"
     return {
         "task": "refit",
         "stripped": str(plan.engine.file),
         "version": manifest.runtime_version,
         "version_compatible": manifest.version_compatible,
         "model": str(write_graph(plan.graph, plan.bundle, folder)),
-        "plugins": prepare_plugins(
-            plugins,
-            plan.bundle,
-            plan.graph.plugin_ops,
-            manifest.compute_capabilities,
-            plan.plugin_library,
-            folder,
-            track,
-        ),
+        "plugins": plugins_to_load(manifest, plan.bundle, plan.graph.plugin_ops, plan.plugin_library, folder, track),
     }

@@ -7,7 +7,7 @@ from typing import Any
 from umv2_export.engines.worker_plugins import load_plugins
 from umv2_export.errors import BuildFailed, InputRejected
 
-__all__ = ["build"]
+__all__ = ["build", "dtype_name"]
 
 
 def build(trt: Any, job: dict[str, Any]) -> dict[str, Any]:
@@ -127,15 +127,15 @@ def _stream_writer(trt: Any, out: Any) -> Any:
 def _layer_dtypes(trt: Any, network: Any) -> list[tuple[str, str]]:
     layers = (network.get_layer(i) for i in range(network.num_layers))
     tensors = (layer.get_output(i) for layer in layers for i in range(layer.num_outputs))
-    return [(tensor.name, _dtype_name(trt, tensor)) for tensor in tensors if tensor is not None]
+    return [(tensor.name, dtype_name(trt, tensor.dtype)) for tensor in tensors if tensor is not None]
 
 
 def _describe(trt: Any, tensor: Any) -> dict[str, Any]:
-    return {"name": tensor.name, "dtype": _dtype_name(trt, tensor), "dims": list(tensor.shape)}
+    return {"name": tensor.name, "dtype": dtype_name(trt, tensor.dtype), "dims": list(tensor.shape)}
 
 
-def _dtype_name(trt: Any, tensor: Any) -> str:
-    """Dtype by the names of ONNX."""
+def dtype_name(trt: Any, dtype: Any) -> str:
+    """A dtype of the library by the names of ONNX."""
     names = {trt.DataType.HALF: "float16", trt.DataType.BF16: "bfloat16"}
-    name: str = names.get(tensor.dtype, tensor.dtype.name.lower())
+    name: str = names.get(dtype, dtype.name.lower())
     return name

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from umv2_export.engines.worker_plugins import load_plugins
-from umv2_export.errors import BuildFailed, EnvironmentUnfit
+from umv2_export.engines.worker_load import load_engine
+from umv2_export.errors import BuildFailed
 
 __all__ = ["refit"]
 
@@ -26,21 +26,15 @@ def refit(trt: Any, job: dict[str, Any]) -> dict[str, Any]:
         EnvironmentUnfit: another version of the library built the engine.
         OSError: the engine cannot be written.
     """
-    if trt.__version__ != job["version"] and not job["version_compatible"]:
-        raise EnvironmentUnfit(
-            f"the engine was built by version {job['version']}, {trt.__version__} is installed",
-            why="an engine is loaded by the version that built it, unless it was built with --version-compatible",
-        )
-    if job["plugins"] is not None:
-        load_plugins(trt, job["plugins"])
     logger = trt.Logger(trt.Logger.WARNING)
-    runtime = trt.Runtime(logger)
-    if job["version_compatible"]:
-        # Such an engine brings a runtime of its own, which is code of the host.
-        runtime.engine_host_code_allowed = True
-    engine = runtime.deserialize_cuda_engine(Path(job["stripped"]).read_bytes())
-    if engine is None:
-        raise BuildFailed("the engine cannot be loaded")
+    engine = load_engine(
+        trt,
+        logger,
+        Path(job["stripped"]),
+        version=job["version"],
+        version_compatible=job["version_compatible"],
+        plugins=job["plugins"],
+    )
     refitter = trt.Refitter(engine, logger)
     weights = trt.OnnxParserRefitter(refitter, logger)
     if not weights.refit_from_file(job["model"]):

@@ -56,6 +56,8 @@ _SIGNATURES: dict[str, list[object]] = {
     "cuDevicePrimaryCtxRelease_v2": [_INT],
     "cuCtxSetCurrent": [_HANDLE],
     "cuCtxSynchronize": [],
+    "cuStreamCreate": [ctypes.POINTER(_HANDLE), ctypes.c_uint],
+    "cuStreamDestroy_v2": [_HANDLE],
     "cuModuleLoadData": [ctypes.POINTER(_HANDLE), _TEXT],
     "cuModuleUnload": [_HANDLE],
     "cuModuleGetFunction": [ctypes.POINTER(_HANDLE), _HANDLE, _TEXT],
@@ -153,6 +155,7 @@ class Device:
 
     def __init__(self) -> None:
         self._modules: list[ctypes.c_void_p] = []
+        self._streams: list[ctypes.c_void_p] = []
         self._memory: list[int] = []
 
     def load(self, image: bytes, entry: str, *, shared_bytes: int = 0) -> Function:
@@ -172,6 +175,21 @@ class Device:
         self._modules.append(module)
         _call("cuModuleGetFunction", ctypes.byref(function), module, entry.encode())
         return Function(function, shared_bytes)
+
+    def stream(self) -> int:
+        """Handle of a new stream, destroyed with the device; it and the copies of this class wait for each other."""
+        stream = _HANDLE()
+        _call("cuStreamCreate", ctypes.byref(stream), 0)
+        self._streams.append(stream)
+        return stream.value or 0
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """What the block allocates is freed at its end; what a failed block leaves, with the device."""
+        before = len(self._memory)
+        yield
+        while len(self._memory) > before:
+            _call("cuMemFree_v2", self._memory.pop())
 
     def allocate(self, count: int) -> int:
         """Address of `count` bytes, freed with the device."""
@@ -203,6 +221,8 @@ class Device:
     def _free(self) -> None:
         for address in self._memory:
             _call("cuMemFree_v2", address)
+        for stream in self._streams:
+            _call("cuStreamDestroy_v2", stream)
         for module in self._modules:
             _call("cuModuleUnload", module)
 
