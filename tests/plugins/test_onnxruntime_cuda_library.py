@@ -24,7 +24,8 @@ from tests.plugins.test_onnxruntime_library import lookup_case, tucker_feed
 from umv2_export import cuda_library
 from umv2_export.bench.one_node import tucker_model
 from umv2_export.bundle import Bundle
-from umv2_export.gpu.variants import Variant, bundle_variants, lookup_variant, topk_variant
+from umv2_export.gpu.bundle_variants import bundle_variants
+from umv2_export.gpu.variants import Variant, lookup_variant, topk_variant
 from umv2_export.parity.compare import Tolerance, difference
 
 Exported = Callable[..., tuple[Path, dict[str, Any]]]

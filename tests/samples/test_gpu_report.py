@@ -73,9 +73,9 @@ def test_bytes_are_counted_once_a_distinct_row_and_read_from_ncu() -> None:
 
 
 def test_a_count_that_is_off_fails_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report.shutil, "which", lambda name: name)
+    monkeypatch.setattr("shutil.which", lambda name: name)
     for measured, agrees in ((1040, True), (1060, False)):
-        monkeypatch.setattr(report.dram, "count", partial(dram.Count, measured=measured, expected=1000))
+        monkeypatch.setattr(dram, "count", partial(dram.Count, measured=measured, expected=1000))
         assert report.count_bytes()[1] is agrees
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from umv2_export.bundle import Bundle
 from umv2_export.engines.plan import Plugins
 from umv2_export.gpu.ahead_of_time import build_kernels
-from umv2_export.gpu.variants import LookupVariant, bundle_variants
+from umv2_export.gpu.bundle_variants import bundle_variants
+from umv2_export.gpu.variants import LookupVariant
 from umv2_export.progress import Tracker
 
 __all__ = ["PLUGIN_OPS", "prepare_plugins"]

@@ -13,9 +13,10 @@ from umv2_export import __version__
 from umv2_export.bundle import Bundle
 from umv2_export.errors import EnvironmentUnfit, InputRejected, Unsupported
 from umv2_export.gpu.ahead_of_time import ARCHITECTURES, build_kernels, require_triton
+from umv2_export.gpu.bundle_variants import bundle_variants
 from umv2_export.gpu.index import plain_variant, read_index
 from umv2_export.gpu.pack import PACK_FILE, pack_kernels
-from umv2_export.gpu.variants import Variant, bundle_variants
+from umv2_export.gpu.variants import Variant
 from umv2_export.progress import Tracker, silent
 
 __all__ = ["cached_kernels"]

@@ -10,7 +10,6 @@ from typing import Literal
 
 import torch
 
-from umv2_export.bundle import Bundle
 from umv2_export.config import ModelConfig
 from umv2_export.errors import Unsupported
 
@@ -20,7 +19,6 @@ __all__ = [
     "LookupVariant",
     "TopkVariant",
     "Variant",
-    "bundle_variants",
     "lookup_variant",
     "model_variants",
     "topk_variant",
@@ -258,16 +256,6 @@ def topk_variant(scores_dtype: torch.dtype, *, ranks: int, cores: int, row_topk:
         block_k=block_k,
         num_warps=4 if small else 8 if largest <= 256 else 16,
     )
-
-
-def bundle_variants(bundle: Bundle) -> list[Variant]:
-    """The variants that the nodes of a bundle ask for: one of each op.
-
-    Raises:
-        Unsupported: its model has no memory layers.
-    """
-    # Exports compute scores and pre-scores in fp32, whatever their weights are stored in.
-    return model_variants(bundle.config, bundle.layout.shards, {torch.float32: (bundle.layout.dtype,)})
 
 
 def model_variants(
