@@ -10,7 +10,7 @@
 #include <tuple>
 
 #ifdef UMV2_KERNEL_PACK
-// The file itself becomes part of the library; cubins want 8-byte alignment, and get more.
+// The file itself becomes part of the library, aligned so that the cubins in it are.
 __asm__(
     ".section .rodata\n"
     ".balign 64\n"
@@ -29,8 +29,14 @@ constexpr char kMagic[] = "UMV2KERN";
 constexpr uint32_t kFormatVersion = 1;
 constexpr int32_t kLookup = 0, kTopk = 1;
 
-// A kernel takes at most 4096 bytes of arguments.
-constexpr int32_t kMostShards = 512;
+// As many as an export cuts a table into.
+constexpr int32_t kMostShards = 1024;
+
+// What the driver asks of code in memory.
+constexpr uint64_t kAlignment = 8;
+
+// Orin: code for desktop GPUs of the same major version does not run there.
+constexpr ComputeCapability kAlone{8, 7};
 
 struct Header {
   char magic[8];
@@ -70,16 +76,21 @@ auto waste(const KernelRecord& record, ComputeCapability device) {
 }
 
 std::vector<uint8_t> read_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw Error("UMV2_GPU_KERNELS names " + path + ", which cannot be read");
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  try {
+    std::ifstream file(path, std::ios::binary);
+    file.exceptions(std::ios::failbit | std::ios::badbit);
+    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  } catch (const std::exception&) {  // a folder opens, and fails when it is read
+    throw Error("UMV2_GPU_KERNELS names " + path + ", which cannot be read: let it name a kernels.bin");
+  }
 }
 
 }  // namespace
 
 bool KernelRecord::runs_on(ComputeCapability device) const {
   if (major != device.major) return false;
-  return one_architecture ? minor == device.minor : minor <= device.minor;
+  const bool alone = one_architecture || (device.major == kAlone.major && device.minor == kAlone.minor);
+  return alone ? minor == device.minor : minor <= device.minor;
 }
 
 bool KernelRecord::serves(const LookupTraits& node) const {
@@ -110,7 +121,7 @@ KernelPack::KernelPack(const uint8_t* bytes, size_t size, std::string source) : 
   records_.resize(header.count);
   if (header.count != 0) std::memcpy(records_.data(), bytes + sizeof header, header.count * sizeof(KernelRecord));
   for (const KernelRecord& record : records_) {
-    require(record.offset <= size && record.size <= size - record.offset);
+    require(record.offset <= size && record.size <= size - record.offset && record.offset % kAlignment == 0);
     require(std::memchr(record.entry, '\0', sizeof record.entry) != nullptr);
     require(record.op == kTopk || (record.divisor > 0 && record.shards > 0 && record.shards <= kMostShards));
     require(record.threads > 0 && record.threads <= 1024 && record.shared_bytes >= 0);

@@ -16,7 +16,7 @@ constexpr int64_t kMostKeys = 46340;
 
 constexpr uintptr_t kAlignment = 16;
 
-// Modules stay loaded: nodes of one kind share them, and contexts live as long as the process.
+// Modules stay loaded: nodes of one kind share them.
 Function loaded(const KernelPack& pack, const KernelRecord& record) {
   static std::mutex mutex;
   static std::map<std::pair<Context, const KernelRecord*>, Function> functions;
@@ -30,16 +30,22 @@ Function loaded(const KernelPack& pack, const KernelRecord& record) {
   return function;
 }
 
-template <typename Traits>
-const KernelRecord& chosen(const KernelPack& pack, const Traits& node) {
-  return pack.find(node, Driver::instance().compute_capability());
-}
-
 int64_t within(int64_t value, int64_t most, const char* what) {
   if (value < 0 || value > most) {
     throw Error(std::string(what) + " is " + std::to_string(value) + ", kernels take up to " + std::to_string(most));
   }
   return value;
+}
+
+const KernelRecord& chosen(const KernelPack& pack, const LookupCall& call) {
+  within(call.groups, kMostAlongY, "the number of groups");
+  return pack.find(call.node, Driver::instance().compute_capability());
+}
+
+const KernelRecord& chosen(const KernelPack& pack, const TopkCall& call) {
+  within(call.keys_per_side, kMostKeys, "the number of keys of a side");
+  within(call.heads, kMostAlongY, "the number of heads");
+  return pack.find(call.node, Driver::instance().compute_capability());
 }
 
 // Addresses of the arguments, as a launch takes them.
@@ -71,19 +77,19 @@ class Arguments {
 void enqueue(const KernelPack& pack, const KernelRecord& record, int64_t along_x, int64_t along_y, Stream stream,
              Arguments& arguments) {
   const Grid grid{static_cast<unsigned>(within(along_x, kMostAlongX, "the number of tokens")),
-                  static_cast<unsigned>(within(along_y, kMostAlongY, "the number of heads or groups"))};
+                  static_cast<unsigned>(along_y)};
   Driver::instance().launch(loaded(pack, record), grid, static_cast<unsigned>(record.threads),
                             static_cast<unsigned>(record.shared_bytes), stream, arguments.places());
 }
 
 }  // namespace
 
-void prepare(const KernelPack& pack, const LookupTraits& node) { loaded(pack, chosen(pack, node)); }
-void prepare(const KernelPack& pack, const TopkTraits& node) { loaded(pack, chosen(pack, node)); }
+void prepare(const KernelPack& pack, const LookupCall& call) { loaded(pack, chosen(pack, call)); }
+void prepare(const KernelPack& pack, const TopkCall& call) { loaded(pack, chosen(pack, call)); }
 
 void launch(const KernelPack& pack, const LookupCall& call, Stream stream) {
   if (call.tokens == 0) return;
-  const KernelRecord& record = chosen(pack, call.node);
+  const KernelRecord& record = chosen(pack, call);
   Arguments arguments(static_cast<size_t>(record.shards) + 10);
   arguments.pointer(call.indices);
   arguments.pointer(call.scores);
@@ -104,8 +110,7 @@ void launch(const KernelPack& pack, const LookupCall& call, Stream stream) {
 
 void launch(const KernelPack& pack, const TopkCall& call, Stream stream) {
   if (call.tokens == 0) return;
-  within(call.keys_per_side, kMostKeys, "the number of keys of a side");
-  const KernelRecord& record = chosen(pack, call.node);
+  const KernelRecord& record = chosen(pack, call);
   Arguments arguments(10);
   for (const void* input : {call.row_scores, call.col_scores, call.u, call.v, call.cores}) arguments.pointer(input);
   arguments.size(call.keys_per_side, "the number of keys of a side");

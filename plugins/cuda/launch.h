@@ -23,11 +23,12 @@ struct TopkCall {
   void *addresses, *scores;
 };
 
-// Load the kernel of a node into the current context, so that no launch has to.
-void prepare(const KernelPack& pack, const LookupTraits& node);
-void prepare(const KernelPack& pack, const TopkTraits& node);
+// Load the kernel of a call into the current context, so that no launch has to; tensors are not looked at. Contexts must
+// live as long as the process: one that takes the place of another would get functions of the other.
+void prepare(const KernelPack& pack, const LookupCall& call);
+void prepare(const KernelPack& pack, const TopkCall& call);
 
-// Enqueue the kernel; both throw where none serves the node, or where a size is beyond its 32 bits.
+// Enqueue the kernel; all throw where none serves the call, or where a size is beyond what kernels take.
 void launch(const KernelPack& pack, const LookupCall& call, Stream stream);
 void launch(const KernelPack& pack, const TopkCall& call, Stream stream);
 

@@ -2,6 +2,7 @@
 #include "library.h"
 
 #include <exception>
+#include <mutex>
 #include <string>
 
 #if defined(__GNUC__)
@@ -28,6 +29,8 @@ UMV2_EXPORT Status* RegisterCustomOps(SessionOptions* options, const ApiBase* ba
   static const Api api(table);
   // The domain and its ops live as long as the process: sessions may outlive any handle a caller keeps.
   static CustomOpDomain* domain = nullptr;
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
   if (domain == nullptr) {
     std::vector<const CustomOp*> ops;
     try {

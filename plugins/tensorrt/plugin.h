@@ -73,7 +73,8 @@ class Plugin final : public nvinfer1::IPluginV3,
     return guarded(Op::kName, [&] {
       const auto call = op_.call(inputs, count);
       input_count_ = count;
-      cuda::prepare(cuda::kernel_pack(), call.node);
+      pack_ = &cuda::kernel_pack();
+      cuda::prepare(*pack_, call);
     });
   }
   int32_t enqueue(const nvinfer1::PluginTensorDesc* input_descs, const nvinfer1::PluginTensorDesc*,
@@ -81,7 +82,7 @@ class Plugin final : public nvinfer1::IPluginV3,
     return guarded(Op::kName, [&] {
       auto call = op_.call(input_descs, input_count_);
       op_.bind(call, inputs, outputs);
-      cuda::launch(cuda::kernel_pack(), call, stream);
+      cuda::launch(*pack_, call, stream);
     });
   }
   nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override { return clone(); }
@@ -96,7 +97,9 @@ class Plugin final : public nvinfer1::IPluginV3,
  private:
   Op op_;
   std::string identity_;
+  // Of the last change of shapes, which comes before any enqueue.
   int32_t input_count_ = 0;
+  const cuda::KernelPack* pack_ = nullptr;
   // Point into op_, so they are filled in when they are asked for: a copy has its own.
   std::vector<nvinfer1::PluginField> fields_;
   nvinfer1::PluginFieldCollection collection_;

@@ -184,6 +184,7 @@ def test_every_case_runs_on_the_stand_in_and_gives_what_the_plain_computation_gi
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.findall(r"^ok +(\S+)", done.stdout, re.MULTILINE) == names
     assert len(there.launches) == len(names) >= 7
+    assert all(launch["stream"] for launch in there.launches)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -22,6 +22,9 @@ HEADER = struct.Struct("<8sII")
 # Facts of a kernel, its entry, and place and size of its cubin.
 RECORD = struct.Struct("<19i4x64sQQ")
 
+# Of cubins; more than the driver asks for.
+ALIGNMENT = 16
+
 OPS = {"MemoryLookup": 0, "TuckerTopK": 1}
 
 # As ONNX numbers element types.
@@ -47,7 +50,7 @@ FACTS = (
 
 def pack_kernels(folder: Path, kernels: Sequence["CompiledKernel"]) -> bytes:
     """Records and cubins of kernels whose files lie in a folder."""
-    cubins = [(folder / kernel.cubin).read_bytes() for kernel in kernels]
+    cubins = [_aligned((folder / kernel.cubin).read_bytes()) for kernel in kernels]
     offset = HEADER.size + RECORD.size * len(kernels)
     records = []
     for kernel, cubin in zip(kernels, cubins, strict=True):
@@ -65,6 +68,11 @@ def pack_kernels(folder: Path, kernels: Sequence["CompiledKernel"]) -> bytes:
         records.append(RECORD.pack(*numbers, kernel.entry.encode(), offset, len(cubin)))
         offset += len(cubin)
     return b"".join([HEADER.pack(MAGIC, FORMAT_VERSION, len(kernels)), *records, *cubins])
+
+
+def _aligned(cubin: bytes) -> bytes:
+    """Filled up with zeros, so that the next one is aligned too."""
+    return cubin + bytes(-len(cubin) % ALIGNMENT)
 
 
 def _number(fact: int | str) -> int:

@@ -28,6 +28,9 @@ Device::Device() {
   resolve(library, "cuDeviceGetName", get_name_);
   resolve(library, "cuDevicePrimaryCtxRetain", retain);
   resolve(library, "cuCtxSetCurrent", set_current);
+  int (*create_stream)(void**, unsigned);
+  resolve(library, "cuStreamCreate", create_stream);
+  resolve(library, "cuStreamDestroy_v2", destroy_stream_);
   resolve(library, "cuMemAlloc_v2", allocate_);
   resolve(library, "cuMemFree_v2", free_);
   resolve(library, "cuMemcpyHtoD_v2", to_device_);
@@ -38,10 +41,12 @@ Device::Device() {
   check(get(&device_, 0), "find a GPU");
   check(retain(&context, device_), "make a context");
   check(set_current(context), "make the context current");
+  check(create_stream(&stream_, 0), "make a stream");
 }
 
 Device::~Device() {
   for (const uint64_t address : allocations_) free_(address);
+  destroy_stream_(stream_);
 }
 
 void Device::check(int result, const char* what) const {

@@ -17,6 +17,8 @@ class Device {
   Device& operator=(const Device&) = delete;
 
   std::string name() const;
+  // Another than the default one.
+  void* stream() const { return stream_; }
 
   void* upload(const std::vector<uint8_t>& bytes);
   // Once all work that was enqueued is done.
@@ -26,10 +28,12 @@ class Device {
   void check(int result, const char* what) const;
 
   int device_ = 0;
+  void* stream_ = nullptr;
   std::vector<uint64_t> allocations_;
   int (*get_name_)(char*, int, int);
   int (*allocate_)(uint64_t*, size_t);
   int (*free_)(uint64_t);
+  int (*destroy_stream_)(void*);
   int (*to_device_)(uint64_t, const void*, size_t);
   int (*to_host_)(void*, uint64_t, size_t);
   int (*synchronize_)();

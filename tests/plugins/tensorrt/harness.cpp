@@ -93,7 +93,7 @@ std::string run(const PluginLibrary& library, const Case& node, Log& log, double
   require(runtime(plugin).onShapeChange(input_descs.data(), input_count, output_descs.data(), output_count) == 0, log,
           "onShapeChange");
   require(runtime(plugin).enqueue(input_descs.data(), output_descs.data(), input_addresses.data(),
-                                  output_addresses.data(), nullptr, nullptr) == 0,
+                                  output_addresses.data(), nullptr, static_cast<cudaStream_t>(device.stream())) == 0,
           log, "enqueue");
   for (size_t i = 0; i < outputs.size(); ++i) {
     const size_t size = byte_count(outputs[i]);
