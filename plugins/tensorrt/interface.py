@@ -4,7 +4,8 @@
 
 - `register`, `autotune`, `aot_impl` and `impl` are decorators of functions that they inspect. Inputs come first, by
   name; attributes follow, under their names in the ONNX node; then `outputs`, and `tactic` or `stream`. Parameters are
-  positional or keyword, without defaults. `register` demands annotations; where others have some, they are compared.
+  positional or keyword, without defaults. `register` demands annotations, `aot_impl` that of its result; where others
+  have some, they are compared.
 - A plugin name has one number of inputs, so nodes of another arity need another registration.
 - Dimensions are expressions. While dtypes are found they are fake: they compute, and have no value. Those of weights
   are constant in every other call. Comparing two builds an expression too, and says nothing.
@@ -27,8 +28,8 @@ class ShapeExpression(Protocol):
         """It stands for a dimension and has no value; the other facts may then not be asked for."""
 
     @property
-    def is_dynamic(self) -> bool:
-        """It is not known when the engine is built."""
+    def is_constant(self) -> bool:
+        """It is known when the engine is built."""
 
     def constant_value(self) -> int:
         """Its value, if it is known."""

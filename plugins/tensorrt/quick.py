@@ -110,7 +110,7 @@ def _only_inputs(kernels: Sequence[CompiledKernel], folder: Path) -> list[str]:
 def _known(dimension: Dimension) -> int | None:
     if isinstance(dimension, int):
         return dimension
-    return None if dimension.is_fake or dimension.is_dynamic else int(dimension.constant_value())
+    return None if dimension.is_fake or not dimension.is_constant else int(dimension.constant_value())
 
 
 @dataclass(frozen=True)
@@ -146,11 +146,13 @@ class _Plugin:
         returned: Any = GenericAlias(tuple, (description, description)) if self.call is TopkCall else description
         annotated = {**dict.fromkeys(self.inputs, description), **self.attributes}
         self.trtp.register(plugin_id)(_function(self.describe, annotated, returned))
-        # The functions below take the same without annotations: TensorRT compares those that it finds.
+        # The functions below take the same without annotations, which TensorRT compares where it finds some.
         taken = dict.fromkeys([*annotated, "outputs"], inspect.Parameter.empty)
         if self.kernels:
             self.trtp.autotune(plugin_id)(_function(self.combinations, taken))
-            self.trtp.aot_impl(plugin_id)(_function(self.compiled, taken | {"tactic": inspect.Parameter.empty}))
+            kernel: Any = GenericAlias(tuple, (str, bytes, self.trtp.KernelLaunchParams, self.trtp.SymIntExprs))
+            with_tactic = taken | {"tactic": inspect.Parameter.empty}
+            self.trtp.aot_impl(plugin_id)(_function(self.compiled, with_tactic, kernel))
         if allow_jit:
             self.trtp.impl(plugin_id)(_function(self.launch, taken | {"stream": inspect.Parameter.empty}))
 
@@ -177,7 +179,7 @@ class _Plugin:
         """Entry, PTX, launch parameters, and the sizes that the kernel takes between inputs and outputs."""
         node = self._node(values, {name: self._dtype(values[name]) for name in self.inputs})
         for dimension in node.decisive:
-            if not isinstance(dimension, int) and not dimension.is_fake and dimension.is_dynamic:
+            if not isinstance(dimension, int) and not dimension.is_fake and not dimension.is_constant:
                 raise Unsupported(
                     f"a node {node.op} whose rows, ranks or cores are not known when the engine is built",
                     why="a kernel is compiled for their sizes",

@@ -20,15 +20,19 @@ __all__ = ["Comparison", "compare_layers", "compare_lookups", "grouped_experts"]
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 HITS = 64
 
-# Calls of one CUDA graph, and layers that take turns: together their tables exceed any cache.
-CALLS = 16
+# What the calls of one graph read together, several times the largest cache: no call finds rows of the round before.
+COLD_BYTES = 256 * 2**20
+
+# Layers that take turns; together their tables exceed any cache.
 LAYERS = 8
 
 # Read at once to find the card's rate: enough to keep every multiprocessor busy.
 FILLING_ROWS = 2**16
 
-# table [rows, V], scores [T, K, 1], indices [T, K] -> [T, V].
-Lookup = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Call = Callable[[], object]
+
+# table [rows, V], scores [T, K, 1], indices [T, K] -> a call, its inputs in the form that it wants them.
+Contender = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Call]
 
 
 @dataclass(frozen=True)
@@ -52,43 +56,44 @@ class Comparison:
     target: float | None
 
 
-def random_lookups(table: torch.Tensor, tokens: int, calls: int) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Indices [T, K] for each call, and scores [T, K, 1] for all."""
+def random_lookup(table: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores [T, K, 1] and indices [T, K]."""
     shape = (tokens, HITS)
-    indices = [torch.randint(len(table), shape, device=table.device) for _ in range(calls)]
-    return indices, torch.randn((*shape, 1), device=table.device)
+    return torch.randn((*shape, 1), device=table.device), torch.randint(len(table), shape, device=table.device)
 
 
 def compare_lookups(
-    table: torch.Tensor, *, batches: Sequence[int] = BATCHES, calls: int = CALLS
+    table: torch.Tensor, *, batches: Sequence[int] = BATCHES, cold_bytes: int = COLD_BYTES
 ) -> Iterator[Comparison]:
     """Sums of 64 weighted rows a token against the random-row rate of the card and against peers.
 
     Args:
         table: [rows, width] on the GPU, large against its cache.
         batches: tokens of a call.
-        calls: of one graph.
+        cold_bytes: that the calls of one graph read together.
     """
     rows, width = table.shape
-    dtype = str(table.dtype).removeprefix("torch.")
-    filling = [torch.randint(rows, (FILLING_ROWS,), device=table.device) for _ in range(calls)]
+    row_bytes = width * table.dtype.itemsize
+    label = f"lookup of {str(table.dtype).removeprefix('torch.')} rows of {width}"
+    filling = [torch.randint(rows, (FILLING_ROWS,), device=table.device) for _ in range(4)]
     ceiling = random_row_rate(table, filling)
+    contenders: dict[str, Contender] = {
+        "ours": our_lookup,
+        "torch embedding_bag": torch_embedding_bag,
+        "stock ops in a CUDA graph": stock_lookup,
+    }
     fbgemm = fbgemm_lookup(table)
+    if fbgemm is not None:
+        contenders["fbgemm TBE"] = fbgemm
     for tokens in batches:
-        # A call of thousands of tokens reads more than any cache holds by itself.
-        indices, scores = random_lookups(table, tokens, max(2, min(calls, 2**14 // tokens)))
-        contenders: dict[str, Lookup] = {
-            "ours": our_lookup,
-            "torch embedding_bag": torch_embedding_bag,
-            "stock ops in a CUDA graph": stock_lookup,
-        }
-        if fbgemm is not None:
-            contenders["fbgemm TBE"] = fbgemm
+        calls = max(2, -(-cold_bytes // (tokens * HITS * row_bytes)))
         ours, *peers = alternate(
-            [[partial(lookup, table, scores, index) for index in indices] for lookup in contenders.values()]
+            [
+                [contender(table, *random_lookup(table, tokens)) for _ in range(calls)]
+                for contender in contenders.values()
+            ]
         )
-        rate = tokens * HITS * width * table.dtype.itemsize / ours
-        label = f"lookup of {dtype} rows of {width}"
+        rate = tokens * HITS * row_bytes / ours
         of_rows = f"{label} / {ceiling / 1e9:.0f} GB/s of random rows"
         yield Comparison(of_rows, tokens, ours, None, rate / ceiling, _from_64(tokens, 0.8))
         for name, peer in zip(list(contenders)[1:], peers, strict=True):
@@ -96,25 +101,36 @@ def compare_lookups(
             yield Comparison(f"{label} / {name}", tokens, ours, peer, peer / ours, target)
 
 
-def our_lookup(table: torch.Tensor, scores_TK1: torch.Tensor, indices_TK: torch.Tensor) -> torch.Tensor:
+def our_lookup(table: torch.Tensor, scores_TK1: torch.Tensor, indices_TK: torch.Tensor) -> Call:
     """umv2::MemoryLookup."""
-    output: torch.Tensor = memory_lookup(indices_TK, scores_TK1, None, None, None, [table], 0, "none", len(table), 1)
-    return output
+    return partial(memory_lookup, indices_TK, scores_TK1, None, None, None, [table], 0, "none", len(table), 1)
 
 
-def torch_embedding_bag(table: torch.Tensor, scores_TK1: torch.Tensor, indices_TK: torch.Tensor) -> torch.Tensor:
-    """Its weights must have the dtype of the table."""
-    weights = scores_TK1[..., 0].to(table.dtype)
-    return functional.embedding_bag(indices_TK, table, mode="sum", per_sample_weights=weights)
+def torch_embedding_bag(table: torch.Tensor, scores_TK1: torch.Tensor, indices_TK: torch.Tensor) -> Call:
+    """Its weights must have the dtype of the table; offsets are given, or it would make them in every call."""
+    return partial(
+        functional.embedding_bag,
+        indices_TK.flatten(),
+        table,
+        _offsets(indices_TK),
+        mode="sum",
+        include_last_offset=True,
+        per_sample_weights=scores_TK1.flatten().to(table.dtype),
+    )
 
 
-def stock_lookup(table: torch.Tensor, scores_TK1: torch.Tensor, indices_TK: torch.Tensor) -> torch.Tensor:
+def stock_lookup(table: torch.Tensor, scores_TK1: torch.Tensor, indices_TK: torch.Tensor) -> Call:
     """The lookup in the ops that every runtime has: gathered rows go to memory and back."""
-    row_TKV = table.index_select(0, indices_TK.flatten()).unflatten(0, indices_TK.shape)
-    return torch.bmm(scores_TK1.mT.to(table.dtype), row_TKV)[:, 0]
+    scores_T1K, flat = scores_TK1.mT.to(table.dtype), indices_TK.flatten()
+
+    def call() -> torch.Tensor:
+        row_TKV = table.index_select(0, flat).unflatten(0, indices_TK.shape)
+        return torch.bmm(scores_T1K, row_TKV)[:, 0]
+
+    return call
 
 
-def fbgemm_lookup(table: torch.Tensor) -> Lookup | None:
+def fbgemm_lookup(table: torch.Tensor) -> Contender | None:
     """The table-batched embedding of fbgemm for inference, on a table of its own, where it is installed."""
     kinds = {torch.float32: "FP32", torch.float16: "FP16"}
     if importlib.util.find_spec("fbgemm_gpu") is None or table.dtype not in kinds:
@@ -140,13 +156,16 @@ def fbgemm_lookup(table: torch.Tensor) -> Lookup | None:
     )
     bags.fill_random_weights()
 
-    def lookup(_: torch.Tensor, scores_TK1: torch.Tensor, indices_TK: torch.Tensor) -> torch.Tensor:
-        tokens, hits = indices_TK.shape
-        offsets = torch.arange(0, (tokens + 1) * hits, hits, dtype=torch.int32, device=table.device)
-        output: torch.Tensor = bags(indices_TK.flatten().int(), offsets, scores_TK1.flatten())
-        return output
+    def lookup(_: torch.Tensor, scores_TK1: torch.Tensor, indices_TK: torch.Tensor) -> Call:
+        return partial(bags, indices_TK.flatten().int(), _offsets(indices_TK).int(), scores_TK1.flatten())
 
     return lookup
+
+
+def _offsets(indices_TK: torch.Tensor) -> torch.Tensor:
+    """Where the indices of each token begin, and where the last ones end."""
+    tokens, hits = indices_TK.shape
+    return torch.arange(0, (tokens + 1) * hits, hits, device=indices_TK.device)
 
 
 def compare_layers(

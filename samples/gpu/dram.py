@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from samples.gpu.contenders import our_lookup, random_lookups
+from samples.gpu.contenders import our_lookup, random_lookup
 from umv2_export.errors import CheckFailed
 
 __all__ = ["Count", "count", "expected_bytes"]
@@ -55,8 +55,11 @@ def count(tokens: int) -> Count:
     done = subprocess.run(["ncu", *options, *probe], capture_output=True, text=True, check=False)
     if done.returncode:
         raise CheckFailed("ncu failed", why=(done.stderr or done.stdout).strip()[-400:])
-    expected = next(line for line in done.stdout.splitlines() if line.startswith("expected "))
-    return Count(tokens, bytes_read(done.stdout.splitlines()), int(expected.split()[1]))
+    lines = done.stdout.splitlines()
+    expected = [line.split()[1] for line in lines if line.startswith("expected ")]
+    if len(expected) != 1:
+        raise CheckFailed("the lookup under ncu did not say what it reads", why=done.stdout.strip()[-400:])
+    return Count(tokens, bytes_read(lines), int(expected[0]))
 
 
 def bytes_read(lines: Sequence[str]) -> int:
@@ -71,8 +74,8 @@ def bytes_read(lines: Sequence[str]) -> int:
 def main(tokens: int) -> None:
     """One lookup on the GPU; prints the bytes that it must read."""
     table = torch.empty(ROWS, WIDTH, dtype=torch.bfloat16, device="cuda").normal_()
-    (indices,), scores = random_lookups(table, tokens, 1)
-    our_lookup(table, scores, indices)
+    scores, indices = random_lookup(table, tokens)
+    our_lookup(table, scores, indices)()
     torch.cuda.synchronize()
     print("expected", expected_bytes(indices, scores, WIDTH * table.dtype.itemsize))
 

@@ -82,13 +82,13 @@ class Expression:
         return self._kind == "fake"
 
     @property
-    def is_dynamic(self) -> bool:
+    def is_constant(self) -> bool:
         if self.is_fake:
             raise RuntimeError("not accessible for fake expressions")
-        return self._kind == "dynamic"
+        return self._kind == "constant"
 
     def constant_value(self) -> int:
-        if self.is_fake or self.is_dynamic:
+        if not self.is_constant:
             raise RuntimeError("not accessible for expressions that are not constant")
         return self._compute({})
 
@@ -181,6 +181,20 @@ def _outputs(annotation: Any) -> int:
     return 1
 
 
+def _check_result(kind: str, annotation: Any) -> None:
+    if kind != "aot_impl":
+        if annotation is not inspect.Signature.empty:
+            raise ValueError("this stand-in compares no annotations of results: leave them out")
+        return
+    if typing.get_origin(annotation) is not tuple or len(typing.get_args(annotation)) != 4:
+        raise ValueError(f"the result of aot_impl is annotated {annotation}")
+    entry, ptx, launch, extra = typing.get_args(annotation)
+    if entry not in (str, bytes) or ptx not in (str, bytes):
+        raise ValueError("entry and PTX must be str or bytes")
+    if not issubclass(launch, KernelLaunchParams) or not issubclass(extra, SymIntExprs):
+        raise ValueError("launch parameters and extra arguments must be annotated as such")
+
+
 def _described(function: Callable[..., Any]) -> Plugin:
     inputs: list[str] = []
     attributes: dict[str, type] = {}
@@ -223,8 +237,7 @@ def stand_in() -> tuple[types.ModuleType, types.ModuleType, dict[str, Plugin]]:
                 parameters = _parameters(function)
                 if list(parameters) != expected:
                     raise ValueError(f"{kind} has the arguments {list(parameters)}, expected {expected}")
-                if inspect.signature(function).return_annotation is not inspect.Signature.empty:
-                    raise ValueError("this stand-in compares no annotations of results: leave them out")
+                _check_result(kind, inspect.signature(function).return_annotation)
                 plugin.functions[kind] = function
                 return function
 

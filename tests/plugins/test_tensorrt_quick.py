@@ -120,14 +120,15 @@ def test_inputs_and_attributes_are_those_of_the_onnx_node(register: Register, ca
         }
 
 
-def test_only_what_registers_a_plugin_has_annotations(register: Register) -> None:
+def test_what_registers_a_plugin_has_annotations_and_the_result_of_a_kernel(register: Register) -> None:
     for plugin in register(compiled_folder("query", "8.9"), allow_jit=True).values():
         assert inspect.get_annotations(plugin.functions["register"]).keys() == {
             *plugin.inputs,
             *plugin.attributes,
             "return",
         }
-        for kind in ("autotune", "aot_impl", "impl"):
+        assert inspect.get_annotations(plugin.functions["aot_impl"]).keys() == {"return"}
+        for kind in ("autotune", "impl"):
             assert inspect.get_annotations(plugin.functions[kind]) == {}
 
 

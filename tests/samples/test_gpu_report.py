@@ -1,5 +1,6 @@
 """The report on a GPU, as far as a CPU can run it: what is compared computes the same, and counts are read rightly."""
 
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -36,16 +37,16 @@ def test_grouped_experts_are_the_experts_of_the_model() -> None:
 def test_every_lookup_computes_the_same() -> None:
     torch.manual_seed(0)
     table = torch.randn(50, 32)
-    (indices,), scores = contenders.random_lookups(table, 3, 1)
-    ours = contenders.our_lookup(table, scores, indices)
+    scores, indices = contenders.random_lookup(table, 3)
+    ours = contenders.our_lookup(table, scores, indices)()
     for peer in (contenders.stock_lookup, contenders.torch_embedding_bag):
-        torch.testing.assert_close(peer(table, scores, indices), ours)
+        torch.testing.assert_close(peer(table, scores, indices)(), ours)
 
 
 @without_gpu
 def test_lookups_and_layers_are_compared_at_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contenders, "random_row_rate", lambda table, indices: 1e9)
-    lines = list(contenders.compare_lookups(torch.randn(50, 32), batches=(1, 64), calls=2))
+    lines = list(contenders.compare_lookups(torch.randn(50, 32), batches=(1, 64), cold_bytes=0))
     peers = ("1 GB/s of random rows", "torch embedding_bag", "stock ops in a CUDA graph")
     assert [(one.measure.split(" / ")[1], one.batch) for one in lines] == [(p, b) for b in (1, 64) for p in peers]
     assert [one.target for one in lines] == [None, None, None, 0.8, 1.5, None]
@@ -84,10 +85,21 @@ def test_the_page_names_card_and_figures() -> None:
         Comparison("lookup / peer", 64, 2e-6, 6e-6, 3.0, 1.5),
         Comparison("lookup / rate", 64, 2e-6, None, 0.9, 0.8),
     ]
-    text = report.page("Some card", "3 passed", "no ncu", lines)
+    text = report.page("Some card", "3 passed", "no ncu", [report.table(lines)])
     assert "Some card" in text
     assert "| lookup / peer | 64 | 2.0 | 6.0 | 3.00 | 1.5 |" in text
     assert "| lookup / rate | 64 | 2.0 |  | 0.90 | 0.8 |" in text
+
+
+def test_what_fails_half_way_keeps_what_was_measured_before() -> None:
+    def compare() -> Iterator[Comparison]:
+        yield Comparison("lookup / peer", 64, 2e-6, 6e-6, 3.0, 1.5)
+        raise RuntimeError("out of memory")
+
+    text, whole = report.measured(compare, "lookups")
+    assert not whole
+    assert "| lookup / peer | 64 |" in text
+    assert "Not measured further, lookups: out of memory" in text
 
 
 @without_gpu

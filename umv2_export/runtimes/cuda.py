@@ -25,6 +25,8 @@ PROVIDER_OPTIONS = {"use_tf32": "0"}
 # Where our ops find their kernels, when a session is made.
 KERNELS_VARIABLE = "UMV2_GPU_KERNELS"
 
+_INSTALL_CUDA = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+
 _EMPTY_MODEL = '<ir_version: 8, opset_import: ["": 18]> nothing (float[N] x) => (float[N] y) { y = Identity (x) }'
 
 
@@ -45,7 +47,14 @@ def require_cuda() -> str:
     model = onnx.parser.parse_model(_EMPTY_MODEL).SerializeToString()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Specified provider")
-        session = onnxruntime.InferenceSession(model, providers=[(PROVIDER, PROVIDER_OPTIONS)], enable_fallback=0)
+        try:
+            session = onnxruntime.InferenceSession(model, providers=[(PROVIDER, PROVIDER_OPTIONS)], enable_fallback=0)
+        except Exception as error:  # its exception classes share no base but Exception
+            raise EnvironmentUnfit(
+                f"ONNX Runtime {onnxruntime.__version__} could not load its {PROVIDER}",
+                why=str(error).strip(),
+                fix=_INSTALL_CUDA,
+            ) from error
     require_provider(session)
     return capability
 
@@ -70,7 +79,7 @@ def require_provider(session: Any) -> None:
     raise EnvironmentUnfit(
         f"ONNX Runtime {version} could not load its {PROVIDER}, and would compute on the CPU",
         why="CUDA or cuDNN is missing, or of another version than the one it was built for; see its message above",
-        fix="pip install 'onnxruntime-gpu[cuda,cudnn]'",
+        fix=_INSTALL_CUDA,
     )
 
 
