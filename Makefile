@@ -18,8 +18,9 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt cli.py $(NATIVE)
 demo: $(STAMP)
 	$(BIN)/python samples/01_export_and_prove.py
 
+# Two processes, each with whole files: fixtures of a module are made once.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The kernels again, under AddressSanitizer and UBSan; python itself is not built with them, so they are preloaded.
 SANITIZED := build/sanitized

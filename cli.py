@@ -45,8 +45,7 @@ EXIT_INTERNAL = 70
 # Anonymous memory of `convert` and `init`: imports, and a few pieces of a table.
 NATIVE_MEMORY = 600 * 10**6
 
-# Of one process that compiles GPU kernels (0.39 GB measured), and of the files of one kernel (0.23 MB in the mean).
-COMPILER_MEMORY = 400 * 10**6
+# Of the files of one GPU kernel (0.23 MB in the mean).
 KERNEL_BYTES = 250 * 10**3
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -688,7 +687,13 @@ def kernels(
     from umv2_export.bundle import Bundle
     from umv2_export.compute_capability import parse_compute_capabilities
     from umv2_export.files import check_target, require_free_space
-    from umv2_export.gpu.ahead_of_time import ARCHITECTURES, build_kernels, require_triton
+    from umv2_export.gpu.ahead_of_time import (
+        ARCHITECTURES,
+        COMPILER_MEMORY,
+        build_kernels,
+        compiler_processes,
+        require_triton,
+    )
     from umv2_export.gpu.variants import model_variants
     from umv2_export.progress import progress_bars
     from umv2_export.report import print_kernels
@@ -699,10 +704,11 @@ def kernels(
     opened = None if bundle is None else Bundle(bundle)
     config, shards = (PRESETS["umv2-227m-1.2b"], 1) if opened is None else (opened.config, opened.layout.shards)
     variants = model_variants(config, shards)
-    size = KERNEL_BYTES * len(variants) * len(architectures)
+    count = len(variants) * len(architectures)
+    size = KERNEL_BYTES * count
     require_free_space(output, size)
     if dry_run:
-        print_dry_run(output, COMPILER_MEMORY * (os.cpu_count() or 1), size, as_json=as_json)
+        print_dry_run(output, COMPILER_MEMORY * compiler_processes(count), size, as_json=as_json)
         return
     with progress_bars() as track:
         compiled = build_kernels(output, variants, architectures, track, replace_target=force)
@@ -807,7 +813,9 @@ def show_build(result: "BuildResult", *, as_json: bool) -> None:
     needs = {
         "aot": "its kernels were compiled ahead of time and lie in the engine",
         "jit": "its kernels are compiled where it is loaded: that takes Python, Triton and this package",
-        "library": "the plugin library must be loaded before it",
+        "library": "the plugin library must be loaded before it"
+        if manifest.needs_plugin_library
+        else "it brings its plugin library",
     }
     if manifest.plugins in needs:
         click.echo(needs[manifest.plugins])

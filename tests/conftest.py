@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 from tests.command import run_command
@@ -25,24 +26,27 @@ GOLDEN = {case.name: case for case in GOLDEN_CASES}
 
 
 class Exports:
-    """Exports golden cases on demand, one folder per case and options."""
+    """Exports golden cases on demand, one folder per case and options, which all processes of a test run share."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._results: dict[tuple[str, ...], dict[str, Any]] = {}
+        folder.mkdir(exist_ok=True)
 
     def __call__(self, name: str, *options: str) -> tuple[Path, dict[str, Any]]:
         """The bundle of a golden case, and the JSON that `onnx` printed."""
-        key = (name, *options)
-        output = self._folder / "-".join(part.strip("-") for part in key)
-        if key not in self._results:
-            result = run_command("onnx", GOLDEN[name], "-o", output, *options, "--json")
-            assert result.exit_code == 0, result.stderr
-            self._results[key] = json.loads(result.stdout)
-        return output, self._results[key]
+        output = self._folder / "-".join(part.strip("-") for part in (name, *options))
+        record = output.with_name(f"{output.name}.json")
+        with FileLock(f"{output}.lock"):
+            if not record.is_file():
+                result = run_command("onnx", GOLDEN[name], "-o", output, *options, "--json")
+                assert result.exit_code == 0, result.stderr
+                record.write_text(result.stdout, encoding="utf-8")
+        return output, json.loads(record.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, dict[str, Any]]]:
     """Function (golden name, *options) -> (bundle, JSON of the export)."""
-    return Exports(tmp_path_factory.mktemp("exports"))
+    folder = tmp_path_factory.getbasetemp()
+    # Each process of a run in parallel has a folder of its own below that of the run.
+    return Exports((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "exports")

@@ -28,6 +28,7 @@ PACKAGES = (
     "openvino",
     "triton",
     "tensorrt",
+    "tensorrt-cu13",
     "tensorrt-rtx-cu13",
 )
 

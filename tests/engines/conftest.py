@@ -1,7 +1,9 @@
 """A machine with TensorRT and a GPU, as far as a build or a run can tell."""
 
+import hashlib
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +43,19 @@ class StandIn:
         if not self._record.is_file():
             return []
         return [json.loads(line) for line in self._record.read_text(encoding="utf-8").splitlines()]
+
+
+def with_links(bundle: Path, target: Path, linked: Path) -> Path:
+    """A copy of a bundle that names what a worker and its parent write, each a link to a file of the user."""
+    shutil.copytree(bundle, target)
+    (target / "kernels").mkdir()
+    document = json.loads((target / "manifest.json").read_text(encoding="utf-8"))
+    facts = {"size": linked.stat().st_size, "sha256": hashlib.sha256(linked.read_bytes()).hexdigest()}
+    for name in ("job.json", "result.json", "timing.cache", "timed.cache", "kernels/kernels.json"):
+        (target / name).symlink_to(linked)
+        document["files"][name] = facts
+    (target / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
+    return target
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.command import Result, run_command
-from tests.engines.conftest import StandIn
+from tests.engines.conftest import StandIn, with_links
 from umv2_export.bundle import Bundle
+from umv2_export.engines import refit as engine_refit
 from umv2_export.engines.manifest import EngineManifest
 from umv2_export.gpu import driver
 
@@ -127,6 +128,28 @@ def test_an_engine_that_was_changed_is_loaded_only_if_the_user_vouches_for_it(
     assert stand_in.calls("Runtime") == []
     assert refit(stripped, bundle, "--trust-engine").exit_code == 0
     assert stand_in.calls("deserialize_cuda_engine") == [["stripped engima", False]]
+
+
+@pytest.mark.parametrize(("options", "exit_code"), [([], 3), (["--trust-engine"], 0)])
+def test_an_engine_that_is_replaced_after_its_check_is_not_loaded(
+    options: list[str], exit_code: int, bundle: Path, stripped: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replace(plan: object, target: Path) -> None:
+        (stripped / "model.engine").write_bytes(b"stripped engima")
+
+    monkeypatch.setattr(engine_refit, "require_resources", replace)
+    result = refit(stripped, bundle, *options)
+    assert result.exit_code == exit_code
+    assert ("the engine was changed since it was checked" in result.stderr) is (exit_code == 3)
+    assert len(stand_in.calls("deserialize_cuda_engine")) == (exit_code == 0)
+
+
+def test_files_of_a_bundle_are_not_written(bundle: Path, stripped: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_bytes(b"{}")
+    hostile = with_links(bundle, tmp_path / "hostile", kept)
+    assert refit(stripped, hostile).exit_code == 0
+    assert kept.read_bytes() == b"{}"
 
 
 def test_an_engine_without_a_manifest_is_never_loaded(bundle: Path, stripped: Path, stand_in: StandIn) -> None:

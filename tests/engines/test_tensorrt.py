@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from tests.command import Result, run_command
-from tests.engines.conftest import StandIn
+from tests.engines.conftest import StandIn, with_links
 from umv2_export.bundle import Bundle
 from umv2_export.engines import plan as engine_plan
 from umv2_export.engines.graph import read_graph
+from umv2_export.engines.loading import check_card
+from umv2_export.engines.manifest import read_engine
 from umv2_export.engines.plugins import PLUGIN_OPS
 from umv2_export.gpu import driver
 
@@ -134,6 +136,33 @@ def test_the_architecture_that_is_named_must_be_that_of_the_gpu(
     assert not (tmp_path / "other").exists()
 
 
+def test_what_is_said_of_another_architecture_can_be_followed(
+    bundle: Path, tmp_path: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "compute_capability", lambda: "9.0")
+    for options in ([], ["--hardware-compatible"]):
+        refused = build(bundle, tmp_path / "engine", "--compute-capability", "8.6", *options)
+        assert refused.exit_code == 4
+        assert "leave out --compute-capability and pass --hardware-compatible" in refused.stderr
+    built(bundle, tmp_path / "engine", "--hardware-compatible")
+    check_card(read_engine(tmp_path / "engine").manifest, "8.6")
+
+
+def test_kernels_that_python_compiles_read_no_bf16(
+    exported: Exported, tmp_path: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, _ = exported("v2_per_rank", "--table-dtype", "bf16")
+    assert built(bundle, tmp_path / "aot", "--allow-jit")["plugins"] == "aot"
+    calls = stand_in.order()
+    monkeypatch.setattr(driver, "compute_capability", lambda: "7.5")
+    for options in ([], ["--allow-jit"]):
+        refused = build(bundle, tmp_path / "jit", *options)
+        assert refused.exit_code == 5
+        assert "rows of bf16 on a GPU of compute capability 7.5" in refused.stderr
+        assert "--table-dtype fp16 or fp32" in refused.stderr
+    assert stand_in.order() == calls
+
+
 def test_without_compiled_kernels_a_build_is_refused_unless_python_may_compile_them(
     bundle: Path, tmp_path: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +259,22 @@ def test_a_missing_plugin_is_found_before_the_graph_is_parsed(bundle: Path, tmp_
     assert stand_in.order() == ["register_plugins"]
 
 
+def test_files_of_a_bundle_are_neither_written_nor_taken_for_a_result(
+    bundle: Path, tmp_path: Path, stand_in: StandIn
+) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text('{"error": ["InputRejected", {"what": "made up"}]}', encoding="utf-8")
+    before = kept.read_bytes()
+    hostile = with_links(bundle, tmp_path / "hostile", kept)
+    built(hostile, tmp_path / "engine", "--timing-cache", tmp_path / "cache")
+    assert kept.read_bytes() == before
+    stand_in.behave(crash=True)
+    crashed = build(hostile, tmp_path / "crashed")
+    assert crashed.exit_code == 6
+    assert "was ended by SIGABRT" in crashed.stderr
+    assert kept.read_bytes() == before
+
+
 def test_an_older_version_is_named(
     bundle: Path, tmp_path: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,4 +328,16 @@ def test_people_are_told_what_the_engine_needs(bundle: Path, tmp_path: Path, sta
     told = run_command(*arguments).stdout
     assert "kernels were compiled ahead of time" in told
     assert "umv2-export refit" in told
+
+
+def test_people_are_told_of_a_plugin_library_only_where_the_engine_does_not_bring_it(
+    bundle: Path, tmp_path: Path, stand_in: StandIn
+) -> None:
+    library = tmp_path / "libumv2_tensorrt.so"
+    library.write_bytes(b"code")
+    for options, brings in (([], False), (["--version-compatible"], True)):
+        arguments = ("--runtime", "tensorrt", "--plugin-library", library, "--force", *options)
+        told = run_command("build", bundle, "-o", tmp_path / "engine", *arguments).stdout
+        assert ("the plugin library must be loaded before it" in told) is not brings
+        assert ("it brings its plugin library" in told) is brings
     assert "float values of it have the graph's dtypes" in told

@@ -183,6 +183,28 @@ def test_a_crash_leaves_the_engine_that_was_there(
     assert (tmp_path / "engine" / "model.engine").read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("kind", ["ImportError", "OSError"])
+def test_a_library_that_does_not_load_is_named(
+    kind: str, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorrt_rtx.py").write_text(f"raise {kind}('libmissing.so: no such file')", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(EnvironmentUnfit, match="TensorRT-RTX: a library does not load") as caught:
+        build_engine(decode_plan(exported("v2_shared_ring")[0]), tmp_path / "engine")
+    assert "libmissing.so" in str(caught.value.why)
+    assert not (tmp_path / "engine").exists()
+
+
+def test_a_file_that_a_worker_cannot_open_is_named(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorrt_rtx.py").write_text(f"open({str(tmp_path / 'missing')!r})", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError) as caught:
+        build_engine(decode_plan(exported("v2_shared_ring")[0]), tmp_path / "engine")
+    assert caught.value.filename == str(tmp_path / "missing")
+
+
 def test_what_the_parser_says_of_a_graph_reaches_the_user(exported: Exported, tmp_path: Path) -> None:
     plan = decode_plan(exported("v2_shared_ring")[0])
     next(iter(plan.graph.model.graph)).op_type = "NoSuchOp"

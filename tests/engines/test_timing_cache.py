@@ -1,7 +1,10 @@
 """Timing caches: kept, checked before use, and required on request."""
 
+import fcntl
 import hashlib
 import json
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,6 +119,30 @@ def test_a_cache_of_another_version_or_gpu_is_rejected(
     with pytest.raises(InputRejected, match=message) as caught:
         open_timing_cache(cache, tensorrt_version=version, compute_capability=compute_capability)
     assert "delete both files" in str(caught.value)
+
+
+def test_builds_that_share_a_cache_take_turns(cache: Path) -> None:
+    opened = open_timing_cache(cache, tensorrt_version="10.13.0.35", compute_capability="8.9")
+    other = os.open(cache.parent, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    threads = [
+        threading.Thread(target=opened.save, args=(b"all tactics",)),
+        threading.Thread(
+            target=open_timing_cache,
+            args=(cache,),
+            kwargs={"tensorrt_version": "10.13.0.35", "compute_capability": "8.9"},
+        ),
+    ]
+    for thread in threads:
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+    assert cache.read_bytes() == b"some tactics"
+    os.close(other)
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert cache.read_bytes() == b"all tactics"
 
 
 def test_a_cache_without_a_record_is_rejected(cache: Path) -> None:

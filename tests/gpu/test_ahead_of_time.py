@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,16 @@ import pytest
 import torch
 
 from tests.command import run_command
-from umv2_export.errors import BuildFailed
-from umv2_export.gpu.ahead_of_time import ARCHITECTURES, INDEX_FILE, _without_scratch, build_kernels
+from umv2_export.errors import BuildFailed, EnvironmentUnfit
+from umv2_export.gpu import ahead_of_time
+from umv2_export.gpu.ahead_of_time import (
+    ARCHITECTURES,
+    COMPILER_MEMORY,
+    INDEX_FILE,
+    _without_scratch,
+    build_kernels,
+    compiler_processes,
+)
 from umv2_export.gpu.variants import LookupVariant, TopkVariant, Variant, lookup_variant, topk_variant
 
 # Architectures on which blocks of 1024 cells spilled registers, by the top-k of the published models.
@@ -113,6 +123,37 @@ def test_a_kernel_that_reads_its_scratch_memory_is_refused() -> None:
     assert "k_param_1" not in _without_scratch(ptx, "k", 1)
     with pytest.raises(BuildFailed, match="scratch"):
         _without_scratch(ptx.replace("ret;", "ld.param.b64 %rd1, [k_param_2]; ret;"), "k", 1)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "cores", "available", "processes"),
+    [
+        (12, 4, None, 4),
+        (3, 4, None, 3),
+        (12, 4, 2 * COMPILER_MEMORY + 1, 2),
+        (12, 4, COMPILER_MEMORY - 1, 1),
+        (0, 4, None, 1),
+    ],
+)
+def test_as_many_processes_compile_as_the_machine_holds(
+    tasks: int, cores: int, available: int | None, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setattr(ahead_of_time, "available_bytes", lambda: available)
+    assert compiler_processes(tasks) == processes
+
+
+def ended(*_: object) -> None:
+    """In the place of a compiler: the system ends it."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_compiler_that_is_ended_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead_of_time, "compile_variant", ended)
+    with pytest.raises(EnvironmentUnfit, match="a process that compiles GPU kernels was ended") as caught:
+        build_kernels(tmp_path / "kernels", lookups()[:1], ["8.9"])
+    assert "lack of memory" in str(caught.value.why)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_compiles_what_a_bundle_calls(tmp_path: Path, exported: Any) -> None:

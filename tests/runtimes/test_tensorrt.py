@@ -167,6 +167,16 @@ def test_another_runtime_is_checked_beside_it(machine: Machine, bundle: Path) ->
     assert {check["runtime"] for check in json.loads(result.stdout)["checks"]} == {"tensorrt", "onnxruntime"}
 
 
+def test_a_runtime_that_is_named_twice_runs_once(machine: Machine, bundle: Path, tmp_path: Path) -> None:
+    jit = machine.copied(tmp_path / "jit", bundle, plugins="jit")
+    registered = len(machine.stand_in.calls("register_plugins"))
+    result = parity(bundle, jit, "--runtime", "tensorrt", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert len(machine.stand_in.calls("register_plugins")) == registered + 1
+    cases = [check["case"] for check in json.loads(result.stdout)["checks"] if check["output"] == "logits"]
+    assert len(cases) == len(set(cases))
+
+
 def test_tensorrt_rtx_runs_its_engines_by_the_same_calls(
     machine: Machine, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +314,49 @@ def test_an_engine_that_was_changed_runs_only_if_the_user_vouches_for_it(
     assert_refused(generate(bundle, engine, "--trust-engine"), 3, "not trusted", "engine.json is missing")
 
 
+def test_an_engine_that_is_replaced_after_its_check_is_not_loaded(
+    machine: Machine, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = machine.copied(tmp_path / "engine", bundle)
+    content = (engine / "model.engine").read_bytes()
+
+    def replace(manifest: object, card: str) -> None:
+        (engine / "model.engine").write_bytes(content.replace(b"whole engine", b"whole engima"))
+
+    monkeypatch.setattr(tensorrt, "check_card", replace)
+    assert_refused(generate(bundle, engine), 3, "the engine was changed since it was checked")
+    assert machine.stand_in.calls("Runtime") == []
+    assert generate(bundle, engine, "--trust-engine", "--max-new-tokens", "1").exit_code == 0
+
+
+def test_an_engine_goes_before_the_device(machine: Machine, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone: list[str] = []
+    module: Any = sys.modules["tensorrt"]
+
+    class Context(module.IExecutionContext):  # type: ignore[misc]
+        def __del__(self) -> None:
+            gone.append("context")
+
+    class Engine(module.ICudaEngine):  # type: ignore[misc]
+        def __del__(self) -> None:
+            gone.append("engine")
+
+    free = driver.Device._free
+
+    def freed(device: driver.Device) -> None:
+        gone.append("device")
+        free(device)
+
+    engine = machine.engine(bundle)
+    monkeypatch.setattr(module, "IExecutionContext", Context)
+    monkeypatch.setattr(module, "ICudaEngine", Engine)
+    monkeypatch.setattr(driver.Device, "_free", freed)
+    runtime = open_runtime("tensorrt", Bundle(bundle), engine=EngineChoice(engine))
+    assert gone == []
+    del runtime
+    assert gone == ["context", "engine", "device"]
+
+
 def test_a_trusted_engine_of_another_model_is_refused(
     machine: Machine, bundle: Path, exported: Exported, tmp_path: Path
 ) -> None:
@@ -370,7 +423,13 @@ def test_the_log_of_the_library_does_not_mix_with_results(tmp_path: Path, capfd:
     (tmp_path / "model.engine").write_bytes(b"this is no engine" * 100)
     with pytest.raises(BuildFailed):
         load_engine(
-            rtx, log, tmp_path / "model.engine", version=rtx.__version__, version_compatible=False, plugins=None
+            rtx,
+            log,
+            tmp_path / "model.engine",
+            sha256=None,
+            version=rtx.__version__,
+            version_compatible=False,
+            plugins=None,
         )
     assert any("deserializeCudaEngine" in line for line in log.errors)
     log.log(rtx.ILogger.WARNING, "a warning")

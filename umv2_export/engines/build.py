@@ -101,7 +101,7 @@ def _job(plan: BuildPlan, folder: Path, track: Tracker) -> dict[str, Any]:
     preference = {"aot": ["PREFER_AOT_PYTHON_PLUGINS"], "jit": ["PREFER_JIT_PYTHON_PLUGINS"]}
     job: dict[str, Any] = {
         "task": "build",
-        "model": str(write_graph(plan.graph, plan.bundle, folder)),
+        "model": str(write_graph(plan.graph, plan.bundle, folder / "graph")),
         # Precision comes from the dtypes of the graph, never from the builder.
         "network_flags": ["STRONGLY_TYPED", *preference.get(plan.plugins, [])],
         "builder_flags": flags,

@@ -77,7 +77,15 @@ def _float_dtypes(model: ir.Model) -> dict[str, str]:
 
 
 def write_graph(graph: Graph, bundle: Bundle, folder: Path) -> Path:
-    """Write the graph, and links to its weights beside it: external data may not leave the folder; returns the file."""
+    """Write the graph, and links to its weights beside it: external data may not leave the folder; returns the file.
+
+    Args:
+        graph: of the bundle.
+        bundle: that has the weights.
+        folder: made here, and for nothing else: names of links come from the bundle, and what is written to one of them
+            goes into its target.
+    """
+    folder.mkdir()
     ir.save(graph.model, folder / MODEL_FILE)
     for name in bundle.manifest.files:
         if name != MODEL_FILE:

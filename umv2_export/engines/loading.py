@@ -40,14 +40,12 @@ def check_plugin_library(manifest: EngineManifest, plugin_library: Path | None) 
         InvalidRequest: it is missing, or there is no use for it.
         InputRejected: there is no such file.
     """
-    # A version-compatible engine brings its plugin library.
-    needed = manifest.plugins == "library" and not manifest.version_compatible
-    if needed and plugin_library is None:
+    if manifest.needs_plugin_library and plugin_library is None:
         raise InvalidRequest(
             "the engine was built with a plugin library, which must be loaded before it",
             fix="name it by --plugin-library",
         )
-    if plugin_library is not None and not needed:
+    if plugin_library is not None and not manifest.needs_plugin_library:
         raise InvalidRequest("the engine needs no plugin library", fix="leave out --plugin-library")
     if plugin_library is not None and not plugin_library.is_file():
         raise InputRejected("the plugin library is missing", where=plugin_library)

@@ -41,7 +41,7 @@ class EngineManifest:
         version_compatible: it can be loaded by later versions too, which must allow it to bring code of the host.
         hardware_compatible: newer GPUs can run it too.
         plugins: kernels of our ops: `none` are called; `aot`, they are in the engine; `jit`, whatever loads the engine
-            compiles them, with Python and Triton; `library`, it loads a plugin library first.
+            compiles them, with Python and Triton; `library`, they lie in a plugin library.
         weights: `included`, or `stripped`: it cannot run before it is refitted.
         profiles: name, and shapes (input -> min, opt, max), in the order of the engine's profiles.
         inputs, outputs: name, dtype and axes of each; the parsed network agreed with them.
@@ -69,6 +69,11 @@ class EngineManifest:
     graph: str
     config: Mapping[str, Any]
 
+    @property
+    def needs_plugin_library(self) -> bool:
+        """Whether a plugin library must be loaded before it; a version-compatible engine brings its own."""
+        return self.plugins == "library" and not self.version_compatible
+
     def as_dict(self) -> dict[str, Any]:
         """The content of engine.json."""
         return {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
@@ -81,20 +86,27 @@ class EngineManifest:
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine whose manifest was read, and whose file has the size and hash that it names.
+    """An engine whose manifest was read, and whose file has the size and hash that it names, or is vouched for.
 
     Attributes:
         path: the folder.
         manifest: engine.json.
+        vouched: the user vouches for the file, which may then be another than the manifest says.
     """
 
     path: Path
     manifest: EngineManifest
+    vouched: bool = False
 
     @property
     def file(self) -> Path:
         """The compiled engine."""
         return self.path / ENGINE_FILE
+
+    @property
+    def expected_sha256(self) -> str | None:
+        """What the file must have when it is loaded; None where any will do."""
+        return None if self.vouched else self.manifest.sha256
 
 
 def read_engine(path: Path) -> Engine:
@@ -129,7 +141,7 @@ def require_trusted(path: Path, *, trust: bool) -> Engine:
     """Open an engine that will be deserialised, which runs code that the file holds.
 
     Whatever loads engines takes its path from here, `engine = require_trusted(path, trust=trust_engine)`, and hands
-    `engine.file` to the library.
+    `engine.file` and `engine.expected_sha256` to `load_engine`.
 
     The manifest is no signature: who replaces both files is not noticed. It tells an engine that this tool built from
     any other file.
@@ -159,7 +171,7 @@ def require_trusted(path: Path, *, trust: bool) -> Engine:
             fix="build it again; or, if you know where it comes from, pass --trust-engine",
         )
     inside(path, ENGINE_FILE)
-    return Engine(path, manifest)
+    return Engine(path, manifest, vouched=trust)
 
 
 def describe_engine(path: Path) -> dict[str, Any]:

@@ -126,6 +126,7 @@ def refit_engine(
     Raises:
         BuildFailed: the engine cannot be loaded, or the weights do not fit it.
         EnvironmentUnfit: another version of TensorRT built it; memory or disk is too small; a plugin is missing.
+        InputRejected: the engine was changed since it was checked.
     """
     require_resources(plan, target)
     with (
@@ -157,8 +158,9 @@ def _job(plan: RefitPlan, folder: Path, track: Tracker) -> Mapping[str, Any]:
     return {
         "task": "refit",
         "stripped": str(plan.engine.file),
+        "sha256": plan.engine.expected_sha256,
         "version": manifest.runtime_version,
         "version_compatible": manifest.version_compatible,
-        "model": str(write_graph(plan.graph, plan.bundle, folder)),
+        "model": str(write_graph(plan.graph, plan.bundle, folder / "graph")),
         "plugins": plugins_to_load(manifest, plan.bundle, plan.graph.plugin_ops, plan.plugin_library, folder, track),
     }

@@ -44,7 +44,7 @@ def plan_build(bundle: Bundle, options: BuildOptions) -> BuildPlan:
     architecture = _architecture(options, card)
     plan = BuildPlan(LIBRARY, bundle, options, (architecture,), profiles, graph)
     return dataclasses.replace(
-        plan, plugins=_plugins(graph, options, architecture), timing_cache=_timing_cache(options, version, card)
+        plan, plugins=_plugins(graph, bundle, options, architecture), timing_cache=_timing_cache(options, version, card)
     )
 
 
@@ -80,7 +80,7 @@ def _architecture(options: BuildOptions, card: str) -> str:
             raise EnvironmentUnfit(
                 f"compute capability {', '.join(named)} was asked for, the GPU of this machine has {card}",
                 why="TensorRT times its kernels on the GPU that it builds for",
-                fix="build on such a GPU, or pass --hardware-compatible",
+                fix="build on such a GPU, or leave out --compute-capability and pass --hardware-compatible",
             )
     if not options.hardware_compatible:
         return card
@@ -98,7 +98,7 @@ def is_compatible(card: str) -> bool:
     return float(card) >= float(OLDEST_COMPATIBLE)
 
 
-def _plugins(graph: Graph, options: BuildOptions, architecture: str) -> Plugins:
+def _plugins(graph: Graph, bundle: Bundle, options: BuildOptions, architecture: str) -> Plugins:
     """Where the kernels come from, if the graph calls any."""
     if not graph.plugin_ops:
         return "none"
@@ -107,6 +107,13 @@ def _plugins(graph: Graph, options: BuildOptions, architecture: str) -> Plugins:
     require_triton()
     if architecture in ARCHITECTURES:
         return "aot"
+    if bundle.manifest.table_dtype == "bf16":
+        raise Unsupported(
+            f"rows of bf16 on a GPU of compute capability {architecture}",
+            where=bundle.path,
+            why="no kernels are compiled ahead of time for it, and to those of Python TensorRT hands no bf16",
+            fix="export with --table-dtype fp16 or fp32, or take a GPU of one of " + ", ".join(ARCHITECTURES),
+        )
     if not options.allow_jit:
         raise Unsupported(
             f"no kernels are compiled ahead of time for compute capability {architecture}",

@@ -4,8 +4,12 @@ TensorRT reads such a file unchecked, so a record beside it says what it is: NAM
 and GPU that it was measured with.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +40,10 @@ class TimingCache:
         """Replace the file and its record, if the content is new."""
         if content == self.content:
             return
-        write_atomically(self.file, content)
-        write_atomically(_record(self.file), (json.dumps(self.record(content), indent=2) + "\n").encode())
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(self.file.parent):
+            write_atomically(self.file, content)
+            write_atomically(_record(self.file), (json.dumps(self.record(content), indent=2) + "\n").encode())
 
     def record(self, content: bytes) -> dict[str, str]:
         """What is written beside a cache of this content."""
@@ -75,8 +81,9 @@ def open_timing_cache(
         raise InputRejected("the timing cache is no file", where=file)
     if not _record(file).is_file():
         raise InputRejected("the timing cache has no record: its content is unknown", where=_record(file), fix=_REMEDY)
-    cache = TimingCache(file, file.read_bytes(), tensorrt_version, compute_capability)
-    record = read_json(_record(file))
+    with _locked(file.parent):
+        cache = TimingCache(file, file.read_bytes(), tensorrt_version, compute_capability)
+        record = read_json(_record(file))
     for name, ours in cache.record(cache.content).items():
         if record.get(name) != ours:
             raise InputRejected(
@@ -87,6 +94,17 @@ def open_timing_cache(
                 fix=_REMEDY,
             )
     return cache
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other builds out of the caches of a folder: a file and its record change together."""
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _record(file: Path) -> Path:

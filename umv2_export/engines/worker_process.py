@@ -39,6 +39,7 @@ def run_worker(
         BuildFailed: the library failed or crashed.
         EnvironmentUnfit: it lacks something.
         InputRejected: it refuses a file.
+        OSError: a file could not be read or written.
     """
     job_file, result_file = folder / "job.json", folder / "result.json"
     whole = {**job, "module": library.module, "engine": engine.fileno(), "result": str(result_file)}
@@ -56,7 +57,8 @@ def run_worker(
         raise BuildFailed(f"{library.title} {_ending(process.returncode)}", where=where, why="\n".join(log))
     result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
     if "os_error" in result:
-        raise OSError(*result["os_error"], engine.name)
+        number, text, file = result["os_error"]
+        raise OSError(number, text, file or engine.name)
     if "error" in result:
         kind, facts = result["error"]
         why = "\n".join([*(facts["why"] or "").splitlines()[:LOG_LINES], *log])

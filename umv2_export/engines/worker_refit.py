@@ -15,8 +15,9 @@ def refit(trt: Any, job: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         trt: the module.
-        job: stripped (path of the engine), version (of the library that built it), version_compatible, plugins, model
-            (path of the .onnx file that it was built from, with the weights beside it), engine (descriptor).
+        job: stripped (path of the engine), sha256 (of it, or None), version (of the library that built it),
+            version_compatible, plugins, model (path of the .onnx file that it was built from, with the weights beside
+            it), engine (descriptor).
 
     Returns:
         version.
@@ -24,6 +25,7 @@ def refit(trt: Any, job: dict[str, Any]) -> dict[str, Any]:
     Raises:
         BuildFailed: the engine cannot be loaded or refitted.
         EnvironmentUnfit: another version of the library built the engine.
+        InputRejected: the engine has another hash.
         OSError: the engine cannot be written.
     """
     logger = trt.Logger(trt.Logger.WARNING)
@@ -31,6 +33,7 @@ def refit(trt: Any, job: dict[str, Any]) -> dict[str, Any]:
         trt,
         logger,
         Path(job["stripped"]),
+        sha256=job["sha256"],
         version=job["version"],
         version_compatible=job["version_compatible"],
         plugins=job["plugins"],

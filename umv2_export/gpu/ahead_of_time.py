@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from importlib import import_module
 from multiprocessing import get_context
@@ -21,9 +22,19 @@ from umv2_export.files import atomic_directory
 from umv2_export.gpu.index import INDEX_FILE, CompiledKernel, plain_variant, write_index
 from umv2_export.gpu.pack import PACK_FILE, pack_kernels
 from umv2_export.gpu.variants import Variant
+from umv2_export.memory import available_bytes
 from umv2_export.progress import Tracker, silent
 
-__all__ = ["ARCHITECTURES", "INDEX_FILE", "CompiledKernel", "build_kernels", "compile_variant", "require_triton"]
+__all__ = [
+    "ARCHITECTURES",
+    "COMPILER_MEMORY",
+    "INDEX_FILE",
+    "CompiledKernel",
+    "build_kernels",
+    "compile_variant",
+    "compiler_processes",
+    "require_triton",
+]
 
 # Compute capability -> (target of ptxas, PTX version). The lowest version that Triton writes for a target: a driver
 # reads PTX of its own time and older. 8.0 came with CUDA 12.0; 8.6 with 12.7 and 8.7 with 12.8, which know Blackwell.
@@ -35,6 +46,9 @@ ARCHITECTURES: Mapping[str, tuple[str, int]] = {
     "10.0": ("sm_100a", 86),
     "12.0": ("sm_120a", 87),
 }
+
+# Of one process that compiles (0.39 GB measured).
+COMPILER_MEMORY = 400 * 10**6
 
 
 def require_triton() -> None:
@@ -49,6 +63,13 @@ def require_triton() -> None:
         raise EnvironmentUnfit(
             "the GPU kernels are compiled by triton", fix="pip install 'umv2-export[gpu]'"
         ) from error
+
+
+def compiler_processes(tasks: int) -> int:
+    """How many processes compile `tasks` kernels: as many as processors and memory allow, and at least one."""
+    processes = min(tasks, len(os.sched_getaffinity(0)))
+    available = available_bytes()
+    return max(1, processes if available is None else min(processes, available // COMPILER_MEMORY))
 
 
 def build_kernels(
@@ -70,7 +91,7 @@ def build_kernels(
 
     Raises:
         BuildFailed: the compiler failed, or a kernel spills registers.
-        EnvironmentUnfit: Triton is not installed, or the disk is full.
+        EnvironmentUnfit: Triton is not installed, the disk is full, or a compiler was ended.
     """
     require_triton()
     tasks = [(variant, architecture) for variant in variants for architecture in architectures]
@@ -78,10 +99,18 @@ def build_kernels(
     compiled = []
     with atomic_directory(target, replace=replace_target) as folder:
         # Processes: the compiler holds the interpreter lock. Started anew: Triton reads its environment when imported.
-        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=_prepare) as pool:
-            for future in [pool.submit(compile_variant, *task, folder) for task in tasks]:
-                compiled.append(future.result())
-                advance(1)
+        processes = compiler_processes(len(tasks))
+        try:
+            with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_prepare) as pool:
+                for future in [pool.submit(compile_variant, *task, folder) for task in tasks]:
+                    compiled.append(future.result())
+                    advance(1)
+        except BrokenProcessPool as error:
+            raise EnvironmentUnfit(
+                "a process that compiles GPU kernels was ended",
+                why=f"often for lack of memory: each of {processes} takes about {COMPILER_MEMORY / 1e9:.1f} GB",
+                fix="end other processes, or take a machine with more memory",
+            ) from error
         write_index(folder, compiled)
         (folder / PACK_FILE).write_bytes(pack_kernels(folder, compiled))
     return compiled

@@ -101,6 +101,8 @@ def check_bundle(
         InvalidRequest: the text is too short, torch would be compared with itself, or an engine layer by layer.
         EnvironmentUnfit: a runtime is not installed, or lacks a GPU.
     """
+    # A second run would tell nothing, and plugins register once in a process.
+    runtimes = list(dict.fromkeys(runtimes))
     engines = [name for name in runtimes if name in BUILD_RUNTIMES]
     if layerwise and engines:
         raise InvalidRequest(

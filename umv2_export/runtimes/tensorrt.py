@@ -58,6 +58,24 @@ class _Profile:
         return None
 
 
+@dataclass
+class _Loaded:
+    """An engine and what runs it, held here alone: both free memory of the GPU, so they go before the device does.
+
+    Attributes:
+        engine: of the library.
+        context: its execution context.
+    """
+
+    engine: Any = None
+    context: Any = None
+
+    def release(self) -> None:
+        """Let go of the context, then of its engine."""
+        self.context = None
+        self.engine = None
+
+
 class TensorRtRuntime:
     """An engine, loaded into this process; it shows no inner values, so `run` with `probe` gives none.
 
@@ -89,14 +107,16 @@ class TensorRtRuntime:
         self._log = _log_of(trt, self._title)
         resources = contextlib.ExitStack()
         self._device = resources.enter_context(driver.open_device())
+        self._loaded = _Loaded()
+        resources.callback(self._loaded.release)
         weakref.finalize(self, _close, resources)
         # TensorRT waits for the whole GPU where it is given the default stream.
         self._stream = self._device.stream()
-        engine = self._load(trt, opened, bundle, graph, choice.plugin_library)
-        self._check_tensors(trt, engine, graph)
-        self._profiles = _profiles(engine, [tensor.name for tensor in graph.inputs], opened)
-        self._context = engine.create_execution_context()
-        if self._context is None:
+        self._loaded.engine = self._load(trt, opened, bundle, graph, choice.plugin_library)
+        self._check_tensors(trt, self._loaded.engine, graph)
+        self._profiles = _profiles(self._loaded.engine, [tensor.name for tensor in graph.inputs], opened)
+        self._loaded.context = self._loaded.engine.create_execution_context()
+        if self._loaded.context is None:
             raise self._failure(EnvironmentUnfit, "cannot prepare to run the engine")
 
     def run(self, step: StepInput, *, probe: bool = False) -> StepOutput:
@@ -116,8 +136,8 @@ class TensorRtRuntime:
             for name, shape in shapes.items():
                 addresses[name] = self._device.allocate(self._size(name, shape))
             for name, address in addresses.items():
-                self._require(self._context.set_tensor_address(name, address), f"refuses memory for {name!r}")
-            self._require(self._context.execute_async_v3(self._stream), "cannot run the engine")
+                self._require(self._loaded.context.set_tensor_address(name, address), f"refuses memory for {name!r}")
+            self._require(self._loaded.context.execute_async_v3(self._stream), "cannot run the engine")
             self._device.synchronize()
             outputs = {
                 name: _array(self._device.download(addresses[name], self._size(name, shape)), self._dtypes[name], shape)
@@ -129,14 +149,16 @@ class TensorRtRuntime:
     def _set_shapes(self, shapes: Shapes) -> Shapes:
         """Take the profile that holds the shapes of the inputs, and tell the engine of them; shapes of the outputs."""
         index = self._profile(shapes)
-        if self._context.active_optimization_profile != index:
-            done = self._context.set_optimization_profile_async(index, self._stream)
+        if self._loaded.context.active_optimization_profile != index:
+            done = self._loaded.context.set_optimization_profile_async(index, self._stream)
             self._require(done, f"cannot take the profile {self._profiles[index].name!r}")
         for name, shape in shapes.items():
-            self._require(self._context.set_input_shape(name, shape), f"refuses {name!r} of shape {_text(shape)}")
-        unknown = self._context.infer_shapes()
+            self._require(
+                self._loaded.context.set_input_shape(name, shape), f"refuses {name!r} of shape {_text(shape)}"
+            )
+        unknown = self._loaded.context.infer_shapes()
         self._require(not unknown, f"cannot tell its shapes for want of {', '.join(unknown)}")
-        return {name: tuple(self._context.get_tensor_shape(name)) for name in self._outputs}
+        return {name: tuple(self._loaded.context.get_tensor_shape(name)) for name in self._outputs}
 
     def _profile(self, shapes: Shapes) -> int:
         """Number of the profile for the shapes of the inputs.
@@ -166,6 +188,7 @@ class TensorRtRuntime:
                     trt,
                     self._log,
                     opened.file,
+                    sha256=opened.expected_sha256,
                     version=manifest.runtime_version,
                     version_compatible=manifest.version_compatible,
                     plugins=plugins,
