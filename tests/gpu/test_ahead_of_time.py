@@ -22,6 +22,7 @@ from umv2_export.gpu.ahead_of_time import (
     build_kernels,
     compiler_processes,
 )
+from umv2_export.gpu.pack import PACK_FILE
 from umv2_export.gpu.variants import LookupVariant, TopkVariant, Variant, lookup_variant, topk_variant
 
 # Architectures on which blocks of 1024 cells spilled registers, by the top-k of the published models.
@@ -167,7 +168,7 @@ def test_the_command_compiles_what_a_bundle_calls(tmp_path: Path, exported: Any)
     kernels = json.loads(result.stdout)["kernels"]
     assert kernels == json.loads((tmp_path / "out" / INDEX_FILE).read_text())["kernels"]
     written = {file.name for file in (tmp_path / "out").iterdir()}
-    assert written == {INDEX_FILE, *(name for kernel in kernels for name in kernel["sha256"])}
+    assert written == {INDEX_FILE, PACK_FILE, *(name for kernel in kernels for name in kernel["sha256"])}
     assert sum(file.stat().st_size for file in (tmp_path / "out").iterdir()) <= json.loads(planned.stdout)["disk_bytes"]
     shards = len(list(bundle.glob("rows-*.data")))
     assert shards > 1
