@@ -153,7 +153,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "too many threads": lambda pack: with_record(pack, THREADS, 2048),
     "negative shared memory": lambda pack: with_record(pack, SHARED, -1),
     "no shards": lambda pack: with_record(pack, SHARDS, 0),
-    "more shards than arguments": lambda pack: with_record(pack, SHARDS, 513),
+    "more shards than an export makes": lambda pack: with_record(pack, SHARDS, 1025),
     "division by zero": lambda pack: with_record(pack, DIVISOR, 0),
 }
 
