@@ -232,6 +232,18 @@ def test_the_library_exports_its_entry_points_only() -> None:
 
 
 @pytest.mark.parametrize("library", [native_library, cuda_library])
+def test_the_library_stays_where_what_it_registered_and_loaded_is(library: Callable[[], str]) -> None:
+    program = """
+import sys, onnxruntime
+options = onnxruntime.SessionOptions()
+options.register_custom_ops_library(sys.argv[1])
+del options
+assert sys.argv[1] in open("/proc/self/maps").read()
+"""
+    subprocess.run([sys.executable, "-c", program, os.path.realpath(library())], check=True)
+
+
+@pytest.mark.parametrize("library", [native_library, cuda_library])
 def test_an_older_runtime_is_refused_by_name_and_nothing_else_of_it_is_called(library: Callable[[], str]) -> None:
     messages: list[str] = []
     status = ctypes.create_string_buffer(8)
