@@ -126,6 +126,11 @@ def checkpoint_options(command: Command) -> Command:
             show_default=True,
             help="Which query serves which side and Tucker rank; auto: as the checkpoint's format says.",
         ),
+        click.option(
+            "--row-topk",
+            type=click.IntRange(min=1),
+            help="Row keys, and column keys, that survive stage 1 of a retrieval; default: as the checkpoint says.",
+        ),
     ):
         command = option(command)
     return command
@@ -190,6 +195,7 @@ def convert(
     official: Path,
     output: Path,
     query_layout: str,
+    row_topk: int | None,
     allow_non_finite: bool,
     force: bool,
     dry_run: bool,
@@ -201,7 +207,10 @@ def convert(
     from umv2_export.files import check_target
 
     check_target(output, force=force, inputs=[official])
-    checkpoint = open_checkpoint(official, query_layout=LAYOUTS[query_layout], allow_non_finite=allow_non_finite)
+    checkpoint = open_checkpoint(
+        official, query_layout=LAYOUTS[query_layout], row_topk=row_topk, allow_non_finite=allow_non_finite
+    )
+    print_notes(checkpoint.notes)
     streams = checkpoint_streams(checkpoint)
     write_native(
         checkpoint.config, streams, output, checkpoint.tokenizer_files, force=force, dry_run=dry_run, as_json=as_json
@@ -293,6 +302,7 @@ def onnx(
     atol: float | None,
     rtol: float | None,
     query_layout: str,
+    row_topk: int | None,
     allow_non_finite: bool,
     force: bool,
     dry_run: bool,
@@ -308,7 +318,10 @@ def onnx(
     from umv2_export.runtimes import require_runtime
 
     check_target(output, force=force, inputs=[checkpoint])
-    source = open_checkpoint(checkpoint, query_layout=LAYOUTS[query_layout], allow_non_finite=allow_non_finite)
+    source = open_checkpoint(
+        checkpoint, query_layout=LAYOUTS[query_layout], row_topk=row_topk, allow_non_finite=allow_non_finite
+    )
+    print_notes(source.notes)
     options = ExportOptions(dtype, key_dtype, table_dtype, moe_form, opset, shard_size, inline_functions, target)
     plan = plan_export(source, options)
     if dry_run:
@@ -389,7 +402,10 @@ def parity(
     choice = choose_engine(runtimes, engine, trust=trust_engine, plugin_library=plugin_library)
     opened = Bundle(bundle)
     text = None if prompt_file is None else text_ids(opened, prompt_file.read_bytes())
-    checkpoint = None if reference is None else open_checkpoint(reference)
+    checkpoint = None
+    if reference is not None:
+        # The bundle records which of two readings was exported; the checkpoint may not tell.
+        checkpoint = open_checkpoint(reference, row_topk=opened.config.memory.row_topk or None)
     report = check_bundle(
         opened, checkpoint, runtimes, atol=atol, rtol=rtol, seed=seed, text=text, layerwise=layerwise, engine=choice
     )
@@ -831,6 +847,12 @@ def print_dry_run(output: Path, memory: int, disk: int, *, as_json: bool) -> Non
     from umv2_export.report import format_bytes
 
     click.echo(f"{output}: needs {format_bytes(disk)} of disk and about {format_bytes(memory)} of memory")
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """What a user should know of how a checkpoint was read."""
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
 
 
 def print_json(document: Mapping[str, Any]) -> None:

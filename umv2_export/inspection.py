@@ -16,8 +16,12 @@ from umv2_export.errors import InputRejected
 __all__ = ["describe_path"]
 
 
-def describe_path(path: Path) -> dict[str, Any]:
+def describe_path(path: Path, *, row_topk: int | None = None) -> dict[str, Any]:
     """Kind, configuration, sizes, ops and parameter counts.
+
+    Args:
+        path: what to describe.
+        row_topk: of a checkpoint that does not tell it.
 
     Raises:
         InputRejected: nothing that this tool knows.
@@ -30,7 +34,7 @@ def describe_path(path: Path) -> dict[str, Any]:
         return describe_engine(path)
     if (path / MANIFEST_FILE).is_file():
         return _describe_bundle(Bundle(path))
-    return _describe_checkpoint(open_checkpoint(path))
+    return _describe_checkpoint(open_checkpoint(path, row_topk=row_topk))
 
 
 def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -42,6 +46,7 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "parameters": count_parameters(checkpoint.config).as_dict(),
         "tensors": len(checkpoint.tensors),
         "dtypes": dtypes,
+        "notes": list(checkpoint.notes),
         "files": {str(file.relative_to(checkpoint.path)): file.stat().st_size for file in checkpoint.files},
         "size": checkpoint.size,
     }

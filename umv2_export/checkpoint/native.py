@@ -51,7 +51,9 @@ class TensorStream:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def read_checkpoint(path: Path, *, query_layout: QueryLayout | None, allow_non_finite: bool) -> Checkpoint:
+def read_checkpoint(
+    path: Path, *, query_layout: QueryLayout | None, row_topk: int | None, allow_non_finite: bool
+) -> Checkpoint:
     """Open a checkpoint in our format.
 
     Raises:
@@ -72,8 +74,9 @@ def read_checkpoint(path: Path, *, query_layout: QueryLayout | None, allow_non_f
     if not isinstance(model, dict):
         raise InputRejected("section 'model' is missing", where=path / CONFIG_FILE)
     config = ModelConfig.from_dict(model, where=path / CONFIG_FILE)
-    if query_layout is not None:
-        config = replace(config, memory=replace(config.memory, query_layout=query_layout))
+    if config.memory.layers:
+        layout, kept = query_layout or config.memory.query_layout, row_topk or config.memory.row_topk
+        config = replace(config, memory=replace(config.memory, query_layout=layout, row_topk=kept))
     mapped, files = map_tensors(path)
     tensors = {name: CheckpointTensor(name, [tensor], allow_non_finite) for name, tensor in mapped.items()}
     validate_tensors(config, tensors, where=path)

@@ -12,7 +12,11 @@ __all__ = ["open_checkpoint"]
 
 
 def open_checkpoint(
-    path: Path, *, query_layout: QueryLayout | None = None, allow_non_finite: bool = False
+    path: Path,
+    *,
+    query_layout: QueryLayout | None = None,
+    row_topk: int | None = None,
+    allow_non_finite: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint folder of any format.
 
@@ -20,6 +24,7 @@ def open_checkpoint(
         path: folder with config.yaml and model.pt (or rank_*/model.pt), or with config.json and *.safetensors, native
             or of a Hugging Face OLMoE.
         query_layout: read the query projection in this layout; None: as the format says.
+        row_topk: row keys, and column keys, that survive stage 1 of the retrieval; None: as the checkpoint says.
         allow_non_finite: let NaN and infinity in weights through.
 
     Raises:
@@ -31,11 +36,15 @@ def open_checkpoint(
     if not path.is_dir():
         raise InputRejected("a checkpoint is a folder, this is a file", where=path, fix=f"pass {path.parent}")
     if (path / official.CONFIG_FILE).exists():
-        return official.read_checkpoint(path, query_layout=query_layout, allow_non_finite=allow_non_finite)
+        return official.read_checkpoint(
+            path, query_layout=query_layout, row_topk=row_topk, allow_non_finite=allow_non_finite
+        )
     if (path / native.CONFIG_FILE).exists():
         if read_json(path / olmoe.CONFIG_FILE).get("model_type") == olmoe.MODEL_TYPE:
             return olmoe.read_checkpoint(path, allow_non_finite=allow_non_finite)
-        return native.read_checkpoint(path, query_layout=query_layout, allow_non_finite=allow_non_finite)
+        return native.read_checkpoint(
+            path, query_layout=query_layout, row_topk=row_topk, allow_non_finite=allow_non_finite
+        )
     raise InputRejected(
         "the folder holds no checkpoint",
         where=path,
