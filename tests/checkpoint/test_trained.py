@@ -170,6 +170,17 @@ def test_heads_of_keys_and_multi_query_attention_may_not_contradict(tmp_path: Pa
         open_checkpoint(copied(tmp_path, "gqa", multi_query_attention=True))
 
 
+@pytest.mark.parametrize("name", ["insert_overlap", "memory_plus", "moe_baseline", "vp_padding_address"])
+def test_a_converted_checkpoint_is_the_same_model(tmp_path: Path, name: str) -> None:
+    result = run_command("convert", TRAINED[name], "-o", tmp_path / "native")
+    assert result.exit_code == 0, result.stderr
+    converted, original = open_checkpoint(tmp_path / "native"), opened(name)
+    assert converted.config == original.config
+    assert converted.tensors.keys() == original.tensors.keys()
+    for tensor, read in original.tensors.items():
+        assert torch.equal(converted.read(tensor), read.read()), tensor
+
+
 @pytest.mark.parametrize("field", ["convert2fp32", "rope_full_precision"])
 def test_sixteen_bits_are_refused_where_the_authors_code_would_compute_in_them(tmp_path: Path, field: str) -> None:
     checkpoint = copied(tmp_path, "clip_qkv", **{field: False})
