@@ -183,6 +183,7 @@ def inspect(path: Path, as_json: bool) -> None:
     from umv2_export.report import print_description
 
     facts = describe_path(path)
+    print_notes(facts.get("notes", []))
     print_json(facts) if as_json else print_description(facts)
 
 
@@ -406,6 +407,7 @@ def parity(
     if reference is not None:
         # The bundle records which of two readings was exported; the checkpoint may not tell.
         checkpoint = open_checkpoint(reference, row_topk=opened.config.memory.row_topk or None)
+        print_notes(checkpoint.notes)
     report = check_bundle(
         opened, checkpoint, runtimes, atol=atol, rtol=rtol, seed=seed, text=text, layerwise=layerwise, engine=choice
     )
