@@ -21,7 +21,14 @@ from umv2_export.errors import InvalidRequest, Unsupported
 from umv2_export.files import HashedFile, atomic_directory, file_sha256, require_free_space, tensor_bytes
 from umv2_export.model.folded import TableLayout
 from umv2_export.onnx.fold import FoldedTensor, fold_checkpoint
-from umv2_export.onnx.passes import attach_bodies, inline_bodies, make_reproducible, simplify
+from umv2_export.onnx.passes import (
+    attach_bodies,
+    inline_bodies,
+    keep_hidden_alive,
+    make_reproducible,
+    simplify,
+    type_constants,
+)
 from umv2_export.onnx.trace import input_names, op_signatures, output_names, trace
 from umv2_export.progress import Tracker, silent
 
@@ -179,6 +186,8 @@ def export_bundle(
     dtype, key_dtype = torch_dtype(options.dtype), torch_dtype(plan.key_dtype)
     model = trace(config, plan.layout, dtype, key_dtype, options.moe_form, opset=options.opset)
     simplify(model)
+    type_constants(model)
+    keep_hidden_alive(model)
     done(1)
     clock.append(time.perf_counter())
     with atomic_directory(target, replace=replace_target) as folder:
