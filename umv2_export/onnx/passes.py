@@ -57,7 +57,8 @@ def keep_hidden_alive(model: ir.Model) -> None:
     """Read what each com.microsoft::MoE reads once more after it: Where(true, its output, hidden) is its output.
 
     The kernel of ONNX Runtime 1.23.1 to 1.31 asks for its output in the buffer of `hidden` where nobody reads that
-    later, sets it to zero, and then reads it: logits were off by 4.3, with this they are off by 3.6e-6. 1.32 copies.
+    later, sets it to zero, and then reads it; it copies first where it normalises the weights of routing alone. Logits
+    were off by 4.3, with this they are off by 3.6e-6. The price: 1.6 us a node for 1 token of 2048, 0.5 ms for 256.
     """
     for node in list(model.graph):
         if (node.domain, node.op_type) != (CONTRIB_DOMAIN, "MoE"):
