@@ -197,8 +197,6 @@ def export_bundle(
     dtype, key_dtype = torch_dtype(options.dtype), torch_dtype(plan.key_dtype)
     model = trace(config, plan.layout, dtype, key_dtype, options.moe_form, opset=options.opset)
     simplify(model)
-    type_constants(model)
-    keep_hidden_alive(model)
     done(1)
     clock.append(time.perf_counter())
     with atomic_directory(target, replace=replace_target) as folder:
@@ -206,6 +204,8 @@ def export_bundle(
         clock.append(time.perf_counter())
         hashes = {name: (out.size, out.sha256) for name, out in places.files.items()}
         _refer(model, plan.tensors, places)
+        type_constants(model)
+        keep_hidden_alive(model)
         if options.moe_form == "standard":
             attach_bodies(model, op_signatures(config, plan.layout), opset=options.opset)
         if options.inline_functions:
