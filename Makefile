@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-native lint format bench gpu wheel clean
+# Releases of ONNX Runtime from the oldest allowed on; `make test` tries three of them.
+ONNXRUNTIMES := 1.20.0,1.20.1,1.21.1,1.22.1,1.23.1,1.23.2,1.24.4,1.28.0,1.31.1,installed
+
+.PHONY: demo test test-native test-runtimes lint format bench gpu wheel clean
 
 NATIVE := $(wildcard kernels/cpu/* plugins/cuda/* plugins/onnxruntime/* plugins/onnxruntime_cuda/*)
 
@@ -31,6 +34,9 @@ test-native: $(STAMP)
 	UMV2_KERNEL_LIBRARY=$(SANITIZED)/libumv2_onnxruntime.so ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 		$(BIN)/python -m pytest tests/kernels
+
+test-runtimes: $(STAMP)
+	UMV2_ONNXRUNTIMES=$(ONNXRUNTIMES) $(BIN)/python -m pytest tests/runtimes/test_onnxruntime_versions.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

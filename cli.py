@@ -331,7 +331,7 @@ def onnx(
         return
     validates = not no_validate and dtype != "bf16"
     if validates:
-        require_runtime("onnxruntime")
+        require_runtime("onnxruntime", plan.min_onnxruntime)
     reports: list[ParityReport] = []
 
     def validate(bundle: "Bundle") -> None:
@@ -549,6 +549,11 @@ def bench(
     as_json: bool,
 ) -> None:
     """Time decode steps and prefill, and count the bytes that they move, beside models of experts."""
+    from umv2_export.onnx.minimum import BENCH_ONNXRUNTIME
+    from umv2_export.runtimes import require_runtime
+
+    require_runtime(runtime, BENCH_ONNXRUNTIME, why="sessions of older releases share no threads")
+
     from umv2_export.bench.page import render_page, require_plots
     from umv2_export.bench.resident import peak_resident
     from umv2_export.bench.steps import BenchOptions, benchmark_steps
@@ -558,10 +563,8 @@ def bench(
     from umv2_export.files import write_atomically
     from umv2_export.progress import progress_bars
     from umv2_export.report import print_bench
-    from umv2_export.runtimes import require_runtime
     from umv2_export.tokenizer import text_ids
 
-    require_runtime(runtime)
     if report is not None:
         require_plots()
         if report.exists() and not force:
@@ -745,6 +748,11 @@ def bench_op(rounds: int, threads: int, as_json: bool) -> None:
     # Two cores, and threads of two libraries: those of torch would spin while ONNX Runtime computes, and slow torch
     # itself down 30-fold (64 rows of 8 tokens: 12 ms instead of 0.3 ms). OpenMP reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+    from umv2_export.onnx.minimum import BENCH_ONNXRUNTIME
+    from umv2_export.runtimes import require_runtime
+
+    require_runtime("onnxruntime-native", BENCH_ONNXRUNTIME, why="sessions of older releases share no threads")
 
     from umv2_export.bench.ops import benchmark_ops
     from umv2_export.report import print_op_results

@@ -22,23 +22,25 @@ if not torch.cuda.is_available():
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-GOLDEN = {case.name: case for case in (*GOLDEN_CASES, *TRAINED_CASES)}
+# The authors' cases, and a model of experts.
+CHECKPOINTS = {case.name: case for case in (*GOLDEN_CASES, *TRAINED_CASES)}
+CHECKPOINTS["olmoe"] = Path(__file__).parent / "data" / "olmoe" / "plain"
 
 
 class Exports:
-    """Exports golden cases on demand, one folder per case and options, which all processes of a test run share."""
+    """Exports checkpoints on demand, one folder per case and options, which all processes of a test run share."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(exist_ok=True)
 
     def __call__(self, name: str, *options: str) -> tuple[Path, dict[str, Any]]:
-        """The bundle of a golden case, and the JSON that `onnx` printed."""
+        """The bundle of a case, and the JSON that `onnx` printed."""
         output = self._folder / "-".join(part.strip("-") for part in (name, *options))
         record = output.with_name(f"{output.name}.json")
         with FileLock(f"{output}.lock"):
             if not record.is_file():
-                result = run_command("onnx", GOLDEN[name], "-o", output, *options, "--json")
+                result = run_command("onnx", CHECKPOINTS[name], "-o", output, *options, "--json")
                 assert result.exit_code == 0, result.stderr
                 record.write_text(result.stdout, encoding="utf-8")
         return output, json.loads(record.read_text(encoding="utf-8"))
@@ -46,7 +48,7 @@ class Exports:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, dict[str, Any]]]:
-    """Function (golden name, *options) -> (bundle, JSON of the export)."""
+    """Function (name of a case, *options) -> (bundle, JSON of the export)."""
     folder = tmp_path_factory.getbasetemp()
     # Each process of a run in parallel has a folder of its own below that of the run.
     return Exports((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "exports")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "weights.data"
 
 FORMAT = "umv2-bundle"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _ONNX_DTYPES: Mapping[int, torch.dtype] = {
     onnx.TensorProto.FLOAT: torch.float32,
@@ -56,6 +57,7 @@ class Manifest:
         moe_form: of experts, `standard` or `contrib`; None in a model without.
         opset: version of the standard ops.
         target: `any`, or `gpu` for a graph that stock ONNX Runtime on a CPU cannot run.
+        min_onnxruntime: the oldest release of ONNX Runtime that computes the graph.
         functions: `local` (custom ops with their bodies) or `inlined` (standard ops only).
         tables: per_layer, rows, row_size, rows_per_shard, shards (of one table).
         inputs, outputs: name, dtype and axes of each.
@@ -74,6 +76,7 @@ class Manifest:
     table_dtype: str
     moe_form: str | None
     opset: int
+    min_onnxruntime: str
     target: str
     functions: str
     tables: Mapping[str, Any]
@@ -302,6 +305,11 @@ def _check_manifest(manifest: Manifest, file: Path) -> None:
     require(manifest.key_dtype in ("fp32", "fp16", "bf16"), "key_dtype")
     require(manifest.table_dtype in ("fp32", "fp16", "bf16"), "table_dtype")
     require(manifest.moe_form in (None, "standard", "contrib"), "moe_form")
+    version = manifest.min_onnxruntime
+    require(
+        isinstance(version, str) and re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4}){2}", version) is not None,
+        "min_onnxruntime",
+    )
     require(manifest.target in ("any", "gpu"), "target")
     require(manifest.functions in ("local", "inlined"), "functions")
     require(isinstance(manifest.source, dict), "source")

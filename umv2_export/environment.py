@@ -39,7 +39,7 @@ CPU_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", 
 def describe_environment() -> dict[str, object]:
     """Versions of packages (None: not installed), processor, memory, GPU, and the runtimes that can be used."""
     packages = {name: _version(name) for name in PACKAGES}
-    has_onnxruntime = packages["onnxruntime"] is not None or packages["onnxruntime-gpu"] is not None
+    has_onnxruntime = _runs_onnxruntime()
     native = _native()
     available = {
         "torch": True,
@@ -93,6 +93,17 @@ def _native() -> dict[str, str] | None:
         return {"path": native_library(), "kernels": cpu_target()}
     except EnvironmentUnfit:
         return None
+
+
+def _runs_onnxruntime() -> bool:
+    """ONNX Runtime is installed, and not too old."""
+    from umv2_export.runtimes import require_runtime  # noqa: PLC0415 - imports torch
+
+    try:
+        require_runtime("onnxruntime")
+    except EnvironmentUnfit:
+        return False
+    return True
 
 
 def _runs_cuda() -> bool:

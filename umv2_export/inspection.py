@@ -64,6 +64,7 @@ def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "table_dtype": manifest.table_dtype,
         "query_layout": manifest.query_layout,
         "opset": manifest.opset,
+        "min_onnxruntime": manifest.min_onnxruntime,
         "target": manifest.target,
         "functions": manifest.functions,
         "tool_version": manifest.tool_version,

@@ -75,7 +75,8 @@ def print_export(bundle: Bundle, parity: ParityReport | None) -> None:
     stored = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in manifest.bytes.items() if size)
     console.print(
         f"stored: {stored}; dense {manifest.dtype}, keys {manifest.key_dtype}, tables {manifest.table_dtype}, "
-        f"opset {manifest.opset}, query layout {manifest.query_layout}",
+        f"opset {manifest.opset}, for ONNX Runtime {manifest.min_onnxruntime} or later, "
+        f"query layout {manifest.query_layout}",
         highlight=False,
     )
     if parity is None:

@@ -17,9 +17,12 @@ Array = npt.NDArray[Any]
 Step = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 
-def onnxruntime_step(model: Path) -> Step:
-    """Stock ONNX Runtime."""
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+def onnxruntime_step(model: Path, library: str | None = None) -> Step:
+    """ONNX Runtime, stock or with a library of ops."""
+    options = onnxruntime.SessionOptions()
+    if library is not None:
+        options.register_custom_ops_library(library)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return lambda feed: dict(zip(names, session.run(names, dict(feed)), strict=True))
 

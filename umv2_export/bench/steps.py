@@ -21,7 +21,7 @@ from umv2_export.errors import EnvironmentUnfit, InvalidRequest, Unsupported
 from umv2_export.memory import available_bytes
 from umv2_export.names import BUILD_RUNTIMES
 from umv2_export.progress import Advance, Tracker, silent
-from umv2_export.runtimes import open_runtime
+from umv2_export.runtimes import open_runtime, require_runtime
 from umv2_export.runtimes.base import Array
 
 __all__ = ["BenchOptions", "BenchResult", "Ceilings", "StepResult", "benchmark_steps"]
@@ -307,7 +307,7 @@ def benchmark_steps(
 
     Raises:
         InvalidRequest: the text is too short.
-        EnvironmentUnfit: the caches do not fit into memory.
+        EnvironmentUnfit: the caches do not fit into memory, or ONNX Runtime is older than a bundle needs.
         InputRejected: a runtime refuses a bundle.
         Unsupported: the runtime computes on a GPU.
     """
@@ -319,6 +319,8 @@ def benchmark_steps(
         )
     result = BenchResult(warnings=[line for baseline in baselines for line in _unfair(bundle, baseline)])
     models = [(bundle, options.runtime), *((baseline, "onnxruntime") for baseline in baselines)]
+    for one, runtime in models:
+        require_runtime(runtime, one.manifest.min_onnxruntime, where=one.path)
     _require_memory([model for model, _ in models], options)
     # Before threads are shared: from then on no session of the process has threads of its own.
     traces = _traces(models, text, options, track)

@@ -21,7 +21,15 @@ from umv2_export.errors import InvalidRequest, Unsupported
 from umv2_export.files import HashedFile, atomic_directory, file_sha256, require_free_space, tensor_bytes
 from umv2_export.model.folded import TableLayout
 from umv2_export.onnx.fold import FoldedTensor, fold_checkpoint
-from umv2_export.onnx.passes import attach_bodies, inline_bodies, make_reproducible, simplify
+from umv2_export.onnx.minimum import minimum_onnxruntime
+from umv2_export.onnx.passes import (
+    attach_bodies,
+    inline_bodies,
+    keep_hidden_alive,
+    make_reproducible,
+    simplify,
+    type_constants,
+)
 from umv2_export.onnx.trace import input_names, op_signatures, output_names, trace
 from umv2_export.progress import Tracker, silent
 
@@ -84,6 +92,16 @@ class ExportPlan:
     def key_dtype(self) -> str:
         """Of the keys."""
         return self.options.dtype if self.options.key_dtype == "same" else self.options.key_dtype
+
+    @property
+    def moe_form(self) -> str | None:
+        """Of experts; None in a model without."""
+        return self.options.moe_form if self.checkpoint.config.experts else None
+
+    @property
+    def min_onnxruntime(self) -> str:
+        """The oldest release of ONNX Runtime that will compute the graph."""
+        return minimum_onnxruntime(self.options.opset, self.options.dtype, self.moe_form)
 
     @property
     def disk_bytes(self) -> int:
@@ -194,6 +212,8 @@ def export_bundle(
         clock.append(time.perf_counter())
         hashes = {name: (out.size, out.sha256) for name, out in places.files.items()}
         _refer(model, plan.tensors, places)
+        type_constants(model)
+        keep_hidden_alive(model)
         if options.moe_form == "standard":
             attach_bodies(model, op_signatures(config, plan.layout), opset=options.opset)
         if options.inline_functions:
@@ -271,8 +291,9 @@ def _manifest(plan: ExportPlan, model: ir.Model, hashes: dict[str, tuple[int, st
         dtype=options.dtype,
         key_dtype=plan.key_dtype,
         table_dtype=dtype_name(layout.dtype),
-        moe_form=options.moe_form if config.experts else None,
+        moe_form=plan.moe_form,
         opset=options.opset,
+        min_onnxruntime=plan.min_onnxruntime,
         target=options.target,
         functions="inlined" if options.inline_functions else "local",
         tables={

@@ -60,7 +60,14 @@ def op_schema(
 
 
 def parse_body(schema: OpSchema, statements: str, *, opset: int) -> ir.Function:
-    """The ONNX function of `schema` whose body is `statements`, in standard ops of version `opset`."""
+    """The ONNX function of `schema` whose body is `statements`, in standard ops of version `opset`.
+
+    Constants are written as tensors. What ONNX Runtime up to 1.24 infers from `value_ints` has no dimension, and TopK
+    refuses it as K; onnx-graphsurgeon, onnxslim and Polygraphy read `value_float` as a double, and write back a double.
+
+    Every node is named, after its first output: ONNX Runtime up to 1.21 names what it fuses after the nodes fused, and
+    refuses the model when that leaves two nodes with one name.
+    """
     attributes = f"<{', '.join(sorted(schema.attributes))}>" if schema.attributes else ""
     inputs = ", ".join(parameter.name for parameter in schema.inputs)
     outputs = ", ".join(parameter.name for parameter in schema.outputs)
@@ -68,4 +75,7 @@ def parse_body(schema: OpSchema, statements: str, *, opset: int) -> ir.Function:
         f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n'
         f"{schema.name} {attributes} ({inputs}) => ({outputs})\n{{\n{statements}\n}}"
     )
-    return ir.serde.deserialize_function(onnx.parser.parse_function(text))
+    body = ir.serde.deserialize_function(onnx.parser.parse_function(text))
+    for node in body:
+        node.name = node.outputs[0].name
+    return body

@@ -168,8 +168,8 @@ def contrib_attributes(signature: ExpertsSignature) -> dict[str, int | float | s
 
 
 _ROUTE = """
-    last = Constant <value_ints = [-1]> ()
-    topk = Constant <value_ints = [{topk}]> ()
+    last = Constant <value = int64[1] {{-1}}> ()
+    topk = Constant <value = int64[1] {{{topk}}}> ()
     logits_f = Cast <to = 1> (router_logits)
     probability = Softmax <axis = -1> (logits_f)
     top, chosen_TK = TopK <axis = -1, largest = 1, sorted = 0> (probability, topk)
@@ -178,7 +178,7 @@ _ROUTE = """
 # The token indices of those that choose expert e, and its output for them. An expert that nobody chooses multiplies
 # matrices of no rows.
 _EXPERT = """
-    number_{e} = Constant <value_int = {e}> ()
+    number_{e} = Constant <value = int64 {{{e}}}> ()
     here_{e} = Equal (chosen_TK, number_{e})
     place_2N_{e} = NonZero (here_{e})
     place_N2_{e} = Transpose <perm = [1, 0]> (place_2N_{e})

@@ -205,15 +205,15 @@ class KeyScoresSignature:
 
 
 _NORMALIZE = """
-    last = Constant <value_ints = [-1]> ()
+    last = Constant <value = int64[1] {{-1}}> ()
     tokens = Shape <start = 0, end = 1> (queries)
-    chunk_tail = Constant <value_ints = [{chunks}, {key_dim}]> ()
+    chunk_tail = Constant <value = int64[2] {{{chunks}, {key_dim}}}> ()
     chunk_shape = Concat <axis = 0> (tokens, chunk_tail)
     split = Reshape (queries, chunk_shape)
     split_f = Cast <to = 1> (split)
     squared = Mul (split_f, split_f)
     mean = ReduceMean <keepdims = 1> (squared, last)
-    epsilon_f = Constant <value_float = {epsilon}> ()
+    epsilon_f = Constant <value = float {{{epsilon}}}> ()
     shifted = Add (mean, epsilon_f)
     root = Sqrt (shifted)
     normalized_f = Div (split_f, root)
@@ -221,11 +221,11 @@ _NORMALIZE = """
 """
 
 _MATRIX = """
-    {name}_chunk = Constant <value_int = {chunk}> ()
+    {name}_chunk = Constant <value = int64 {{{chunk}}}> ()
     {name}_query = Gather <axis = 1> (normalized, {name}_chunk)
     {name}_keys = CastLike ({keys}, queries)
     {name}_flat = MatMul ({name}_query, {name}_keys)
-    {name}_tail = Constant <value_ints = [{tail}]> ()
+    {name}_tail = Constant <value = int64[3] {{{tail}}}> ()
     {name}_shape = Concat <axis = 0> (tokens, {name}_tail)
     {name}_THNR = Reshape ({name}_flat, {name}_shape)
 """

@@ -249,7 +249,8 @@ class LookupSignature:
             if s == 0:
                 lines += ["merged_0 = Identity (shard_0)"]
             else:
-                lines += [f"number_{s} = Constant <value_int = {s}> ()", f"here_{s} = Equal (shard_TK1, number_{s})"]
+                lines += [f"number_{s} = Constant <value = int64 {{{s}}}> ()"]
+                lines += [f"here_{s} = Equal (shard_TK1, number_{s})"]
                 lines += [f"merged_{s} = Where (here_{s}, shard_{s}, merged_{s - 1})"]
         lines += [f"row_TKX = Identity (merged_{self.shards - 1})"]
         return "\n".join(lines) + "\n"
@@ -275,11 +276,11 @@ class LookupSignature:
 
 
 _CONSTANTS = """
-    zero = Constant <value_ints = [0]> ()
-    one = Constant <value_ints = [1]> ()
-    two = Constant <value_ints = [2]> ()
-    last = Constant <value_ints = [-1]> ()
-    end = Constant <value_ints = [9223372036854775807]> ()
+    zero = Constant <value = int64[1] {0}> ()
+    one = Constant <value = int64[1] {1}> ()
+    two = Constant <value = int64[1] {2}> ()
+    last = Constant <value = int64[1] {-1}> ()
+    end = Constant <value = int64[1] {9223372036854775807}> ()
     pre_value_size = Constant <value_int: int = @pre_value_dim> ()
     pre_value_size1 = Reshape (pre_value_size, one)
     tokens = Shape <start = 0, end = 1> (indices)
@@ -308,9 +309,9 @@ _PRE_SCORE = """
 """
 
 _GELU = """
-    half = Constant <value_float = 0.5> ()
-    one_f = Constant <value_float = 1.0> ()
-    sqrt_half = Constant <value_float = 0.70710678118654752> ()
+    half = Constant <value = float {0.5}> ()
+    one_f = Constant <value = float {1.0}> ()
+    sqrt_half = Constant <value = float {0.70710678118654752}> ()
     pre_scaled = Mul (pre_TK1, sqrt_half)
     pre_erf = Erf (pre_scaled)
     pre_erf_1 = Add (pre_erf, one_f)
@@ -326,8 +327,8 @@ _UNGROUPED = """
 _GROUPED = """
     group_number = Constant <value_int: int = @groups> ()
     group_count = Reshape (group_number, one)
-    zero_scalar = Constant <value_int = 0> ()
-    one_scalar = Constant <value_int = 1> ()
+    zero_scalar = Constant <value = int64 {0}> ()
+    one_scalar = Constant <value = int64 {1}> ()
     group_range = Range (zero_scalar, group_number, one_scalar)
     group_TK1 = Unsqueeze (group, last)
     chosen = Equal (group_TK1, group_range)
@@ -351,7 +352,7 @@ _SUM = """
     ones = ConstantOfShape <value = float[1] {1.0}> (square)
     diagonal_CC = EyeLike (ones)
     diagonal_CC1 = Unsqueeze (diagonal_CC, two)
-    three = Constant <value_ints = [3]> ()
+    three = Constant <value = int64[1] {3}> ()
     kept_TGCCX = Mul (sum_TGCCX, diagonal_CC1)
     parts_TGCX = ReduceSum <keepdims = 0> (kept_TGCCX, three)
     columns = Mul (group_count, value_size)

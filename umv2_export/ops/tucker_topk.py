@@ -142,11 +142,11 @@ def function_body(*, opset: int) -> ir.Function:
 
 # Shapes are computed rather than written as 0 placeholders: Reshape then also serves T = 0.
 _BODY = """
-    one = Constant <value_ints = [1]> ()
-    two = Constant <value_ints = [2]> ()
-    last = Constant <value_ints = [-1]> ()
-    ones3 = Constant <value_ints = [1, 1, 1]> ()
-    ones2 = Constant <value_ints = [1, 1]> ()
+    one = Constant <value = int64[1] {1}> ()
+    two = Constant <value = int64[1] {2}> ()
+    last = Constant <value = int64[1] {-1}> ()
+    ones3 = Constant <value = int64[3] {1, 1, 1}> ()
+    ones2 = Constant <value = int64[2] {1, 1}> ()
     m = Constant <value_int: int = @row_topk> ()
     k = Constant <value_int: int = @topk> ()
     m1 = Reshape (m, one)

@@ -7,11 +7,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from packaging.version import Version
 
 from umv2_export.bundle import Bundle
 from umv2_export.config import ModelConfig
 from umv2_export.errors import EnvironmentUnfit, InvalidRequest
 from umv2_export.names import BUILD_RUNTIMES
+from umv2_export.onnx.minimum import OLDEST_ONNXRUNTIME
 
 __all__ = [
     "Array",
@@ -120,20 +122,42 @@ def choose_engine(
     return None if path is None else EngineChoice(path, trust, plugin_library)
 
 
-def require_runtime(name: str) -> None:
-    """Notice before long work begins that ONNX Runtime is not installed; other runtimes notice when they are opened.
+def require_runtime(
+    name: str,
+    minimum: str = OLDEST_ONNXRUNTIME,
+    *,
+    where: object = None,
+    why: str = "older releases refuse the graph, or compute something else",
+) -> None:
+    """Notice before long work begins that ONNX Runtime is not installed, or older than what it is to run.
+
+    Other runtimes notice when they are opened.
+
+    Args:
+        name: of the runtime.
+        minimum: the oldest release that will do.
+        where: what needs it.
+        why: what is wrong with older ones.
 
     Raises:
-        EnvironmentUnfit: it is not.
+        EnvironmentUnfit: it is not installed, or older.
     """
     if not name.startswith("onnxruntime"):
         return
     try:
-        import onnxruntime  # noqa: F401, PLC0415 - an optional package
+        import onnxruntime  # noqa: PLC0415 - an optional package
     except ImportError as error:
         raise EnvironmentUnfit(
             "ONNX Runtime is not installed", fix="pip install 'umv2-export[cpu]' (or onnxruntime-gpu)"
         ) from error
+    if Version(onnxruntime.__version__) < Version(minimum):
+        package = "onnxruntime-gpu" if name == "onnxruntime-cuda" else "onnxruntime"
+        raise EnvironmentUnfit(
+            f"ONNX Runtime {onnxruntime.__version__} is installed, {minimum} or later is needed",
+            where=where,
+            why=why,
+            fix=f"pip install --upgrade '{package}>={minimum}'",
+        )
 
 
 def open_runtime(name: str, bundle: Bundle, *, preload: bool = False, engine: EngineChoice | None = None) -> Runtime:

@@ -15,6 +15,7 @@ from umv2_export import cuda_library, native_library
 from umv2_export.bundle import Bundle
 from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest, Unsupported
 from umv2_export.memory import anonymous_memory, available_bytes
+from umv2_export.onnx.minimum import PROBES_ONNXRUNTIME
 from umv2_export.onnx.trace import probe_names
 from umv2_export.runtimes import cuda
 from umv2_export.runtimes.base import Array, StepInput, StepOutput, require_runtime
@@ -60,8 +61,8 @@ class OnnxRuntime:
         preload: read all tables into memory of huge pages first, instead of mapping their files.
 
     Raises:
-        EnvironmentUnfit: the package is not installed, memory does not hold the tables that are to be preloaded, or
-            there is no GPU, CUDA provider or compiler for a runtime that needs them.
+        EnvironmentUnfit: the package is not installed, or older than the bundle needs, memory does not hold the tables
+            that are to be preloaded, or there is no GPU, CUDA provider or compiler for a runtime that needs them.
         Unsupported: the bundle has no ops for our library, or holds arithmetic that the provider lacks.
         InvalidRequest: this runtime does not preload.
         BuildFailed: the kernels of the GPU could not be compiled.
@@ -74,9 +75,7 @@ class OnnxRuntime:
         self._bundle = bundle
         self._refuse_what_it_cannot_run(preload=preload)
         bundle.graph()  # its external data lies in the files of the manifest
-        require_runtime(name)
-        if bundle.manifest.dtype == "bf16":
-            _require_bf16_tensors()
+        require_runtime(name, bundle.manifest.min_onnxruntime, where=bundle.path)
         self._capability = cuda.require_cuda() if self._setup.on_gpu else None
         # Kept: sessions share this memory, they do not own it.
         self._tables = _preloaded_tables(bundle) if preload else {}
@@ -84,8 +83,15 @@ class OnnxRuntime:
         self._probe_session: Any = None
 
     def run(self, step: StepInput, *, probe: bool = False) -> StepOutput:
-        """One forward."""
+        """One forward.
+
+        Raises:
+            EnvironmentUnfit: ONNX Runtime is too old for probes.
+            InputRejected: it cannot run the graph.
+        """
         if probe and self._probe_session is None:
+            why = "inner values are looked at in a graph in memory, for which older releases find no external data"
+            require_runtime(self.name, PROBES_ONNXRUNTIME, where=self._bundle.path, why=why)
             self._probe_session = self._open(self._graph_with_probes())
         dtype = self._bundle.manifest.dtype
         feed = {"input_ids": _value(step.input_ids, "int64"), "attention_mask": _value(step.attention_mask, "int64")}
@@ -166,18 +172,6 @@ class OnnxRuntime:
         for name in probe_names(self._bundle.config):
             model.graph.output.add().name = name
         return bytes(model.SerializeToString())
-
-
-def _require_bf16_tensors() -> None:
-    """Notice an ONNX Runtime that keeps its bf16 outputs to itself."""
-    import onnxruntime  # noqa: PLC0415 - an optional package
-
-    if not hasattr(onnxruntime.OrtValue, "__dlpack__"):
-        raise EnvironmentUnfit(
-            f"ONNX Runtime {onnxruntime.__version__} does not hand out bf16 tensors",
-            why="they come through DLPack, numpy knows no bf16",
-            fix="pip install --upgrade onnxruntime-gpu (1.32 does), or export with --dtype fp16",
-        )
 
 
 def _value(array: Array, dtype: str) -> Any:
