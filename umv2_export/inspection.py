@@ -1,7 +1,7 @@
 """What a path holds: a checkpoint, a bundle, an engine or an ONNX file. Nothing is executed."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,12 @@ from umv2_export.errors import InputRejected
 __all__ = ["describe_path"]
 
 
-def describe_path(path: Path) -> dict[str, Any]:
+def describe_path(path: Path, ignore_fields: Sequence[str] = ()) -> dict[str, Any]:
     """Kind, configuration, sizes, ops and parameter counts.
+
+    Args:
+        path: file or folder.
+        ignore_fields: of a checkpoint's configuration.
 
     Raises:
         InputRejected: nothing that this tool knows.
@@ -30,7 +34,7 @@ def describe_path(path: Path) -> dict[str, Any]:
         return describe_engine(path)
     if (path / MANIFEST_FILE).is_file():
         return _describe_bundle(Bundle(path))
-    return _describe_checkpoint(open_checkpoint(path))
+    return _describe_checkpoint(open_checkpoint(path, ignore_fields=ignore_fields))
 
 
 def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -44,6 +48,10 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "dtypes": dtypes,
         "files": {str(file.relative_to(checkpoint.path)): file.stat().st_size for file in checkpoint.files},
         "size": checkpoint.size,
+        "tokenizer": checkpoint.tokenizer,
+        "tokenizer_files": [file.name for file in checkpoint.tokenizer_files],
+        "ignored_fields": list(checkpoint.ignored_fields),
+        "notes": list(checkpoint.notes),
     }
 
 

@@ -4,7 +4,7 @@ Source: the released training code (an OLMoE fork).
 """
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 import yaml
 
 from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, validate_tensors
+from umv2_export.checkpoint.fields import identifier, without_ignored
 from umv2_export.checkpoint.official_config import FieldReader, model_config
+from umv2_export.checkpoint.official_fields import UNDERSTOOD
 from umv2_export.config import TABLES, QueryLayout
 from umv2_export.errors import InputRejected, Umv2Error
 from umv2_export.files import inside, tokenizer_files
@@ -30,15 +32,19 @@ MAX_PICKLE_BYTES = 64 * 2**20
 IGNORED_TENSORS = ("tucker_core_uv", "tucker_core_stacked")
 
 
-def read_checkpoint(path: Path, *, query_layout: QueryLayout | None, allow_non_finite: bool) -> Checkpoint:
+def read_checkpoint(
+    path: Path, *, query_layout: QueryLayout | None, allow_non_finite: bool, ignore_fields: Sequence[str] = ()
+) -> Checkpoint:
     """Open a checkpoint in the authors' format.
 
     Raises:
         InputRejected: a file is missing, corrupt, unsafe or contradicts the configuration.
         Unsupported: a field or tensor that is not implemented.
+        InvalidRequest: a field that shall be ignored is not there, or is understood.
     """
     config_file = path / CONFIG_FILE
-    fields = _read_fields(config_file)
+    document = _read_document(config_file)
+    fields = without_ignored(_model_fields(document, config_file), ignore_fields, UNDERSTOOD, where=config_file)
     weight_files = _weight_files(path, fields)
     states = [_load_state_dict(file) for file in weight_files]
     tensors = {}
@@ -60,18 +66,36 @@ def read_checkpoint(path: Path, *, query_layout: QueryLayout | None, allow_non_f
         error.where = error.where or str(config_file)
         raise
     validate_tensors(config, tensors, where=weight_files[0])
-    return Checkpoint(path, "official", config, tensors, [config_file, *weight_files], tokenizer_files(path))
+    return Checkpoint(
+        path,
+        "official",
+        config,
+        tensors,
+        [config_file, *weight_files],
+        tokenizer_files(path),
+        tokenizer=_tokenizer_identifier(document),
+        ignored_fields=list(ignore_fields),
+    )
 
 
-def _read_fields(config_file: Path) -> Mapping[str, Any]:
+def _tokenizer_identifier(document: object) -> str | None:
+    """The tokenizer that the run was trained with: a file of the authors' repository, or a name on a hub."""
+    section = document.get("tokenizer") if isinstance(document, dict) else None
+    return identifier(section.get("identifier")) if isinstance(section, dict) else None
+
+
+def _read_document(config_file: Path) -> object:
     if not config_file.is_file():
         raise InputRejected("the configuration is not a file", where=config_file)
     if config_file.stat().st_size > MAX_CONFIG_BYTES:
         raise InputRejected(f"the file is larger than {MAX_CONFIG_BYTES} bytes", where=config_file)
     try:
-        data = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+        return yaml.safe_load(config_file.read_text(encoding="utf-8"))
     except Exception as error:  # the constructors of dates and numbers raise whatever they like
         raise InputRejected("not a YAML file", where=config_file, why=" ".join(str(error).split())[:500]) from error
+
+
+def _model_fields(data: object, config_file: Path) -> Mapping[str, Any]:
     fields = data.get("model") if isinstance(data, dict) else None
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
         raise InputRejected("section 'model' is missing or not a mapping", where=config_file)
