@@ -147,6 +147,11 @@ def checkpoint_options(command: Command) -> Command:
             show_default=True,
             help="Which query serves which side and Tucker rank; auto: as the checkpoint's format says.",
         ),
+        click.option(
+            "--row-topk",
+            type=click.IntRange(min=1),
+            help="Row keys, and column keys, that survive stage 1 of a retrieval; default: as the checkpoint says.",
+        ),
     ):
         command = option(command)
     return command
@@ -199,7 +204,7 @@ def inspect(path: Path, ignore_fields: Sequence[str], as_json: bool) -> None:
     from umv2_export.inspection import describe_path
     from umv2_export.report import print_description
 
-    facts = describe_path(path, ignore_fields)
+    facts = describe_path(path, ignore_fields=ignore_fields)
     print_notes(facts.get("notes", []))
     print_json(facts) if as_json else print_description(facts)
 
@@ -215,6 +220,7 @@ def convert(
     output: Path,
     tokenizer: Path | None,
     query_layout: str,
+    row_topk: int | None,
     allow_non_finite: bool,
     ignore_fields: Sequence[str],
     force: bool,
@@ -226,7 +232,9 @@ def convert(
     from umv2_export.files import check_target
 
     check_target(output, force=force, inputs=[official])
-    checkpoint = open_source(official, query_layout, tokenizer, ignore_fields, allow_non_finite=allow_non_finite)
+    checkpoint = open_source(
+        official, query_layout, row_topk, tokenizer, ignore_fields, allow_non_finite=allow_non_finite
+    )
     write_native(
         checkpoint.config,
         checkpoint_streams(checkpoint),
@@ -326,6 +334,7 @@ def onnx(
     rtol: float | None,
     tokenizer: Path | None,
     query_layout: str,
+    row_topk: int | None,
     allow_non_finite: bool,
     ignore_fields: Sequence[str],
     force: bool,
@@ -341,7 +350,9 @@ def onnx(
     from umv2_export.runtimes import require_runtime
 
     check_target(output, force=force, inputs=[checkpoint])
-    source = open_source(checkpoint, query_layout, tokenizer, ignore_fields, allow_non_finite=allow_non_finite)
+    source = open_source(
+        checkpoint, query_layout, row_topk, tokenizer, ignore_fields, allow_non_finite=allow_non_finite
+    )
     options = ExportOptions(dtype, key_dtype, table_dtype, moe_form, opset, shard_size, inline_functions, target)
     plan = plan_export(source, options)
     if dry_run:
@@ -424,9 +435,12 @@ def parity(
     choice = choose_engine(runtimes, engine, trust=trust_engine, plugin_library=plugin_library)
     opened = Bundle(bundle)
     text = None if prompt_file is None else text_ids(opened, prompt_file.read_bytes(), where=prompt_file)
-    checkpoint = None if reference is None else open_checkpoint(reference, ignore_fields=ignore_fields)
-    if checkpoint is not None:
-        print_notes(checkpoint.notes)
+    checkpoint = None
+    if reference is not None:
+        # The bundle records which of two readings was exported; the checkpoint may not tell.
+        checkpoint = open_checkpoint(
+            reference, row_topk=opened.config.memory.row_topk or None, ignore_fields=ignore_fields
+        )
     report = check_bundle(
         opened, checkpoint, runtimes, atol=atol, rtol=rtol, seed=seed, text=text, layerwise=layerwise, engine=choice
     )
@@ -781,7 +795,13 @@ def bench_op(rounds: int, threads: int, as_json: bool) -> None:
 
 
 def open_source(
-    path: Path, query_layout: str, tokenizer: Path | None, ignore_fields: Sequence[str], *, allow_non_finite: bool
+    path: Path,
+    query_layout: str,
+    row_topk: int | None,
+    tokenizer: Path | None,
+    ignore_fields: Sequence[str],
+    *,
+    allow_non_finite: bool,
 ) -> "Checkpoint":
     """The checkpoint that a command compiles, with the tokenizer that goes along; its notes are printed."""
     from umv2_export.checkpoint import open_checkpoint
@@ -789,7 +809,11 @@ def open_source(
 
     files = None if tokenizer is None else chosen_tokenizer(tokenizer)
     checkpoint = open_checkpoint(
-        path, query_layout=LAYOUTS[query_layout], allow_non_finite=allow_non_finite, ignore_fields=ignore_fields
+        path,
+        query_layout=LAYOUTS[query_layout],
+        row_topk=row_topk,
+        allow_non_finite=allow_non_finite,
+        ignore_fields=ignore_fields,
     )
     if files is not None:
         checkpoint = dataclasses.replace(checkpoint, tokenizer_files=files)

@@ -1,6 +1,7 @@
 """Model configurations: plain data, validated on construction, and the sizes that follow from them."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,10 +22,10 @@ __all__ = [
     "tensor_shapes",
 ]
 
-MemoryKind = Literal["ultramem_v2", "ultramem_v1", "none"]
+MemoryKind = Literal["ultramem_v2", "ultramem_v1", "memory_plus", "none"]
 QueryLayout = Literal["released", "per_rank"]
 Activation = Literal["none", "gelu"]
-QueryKeyNorm = Literal["head", "full"]
+QueryKeyNorm = Literal["head", "full", "none"]
 
 INT32_MAX = 2**31 - 1
 
@@ -43,8 +44,9 @@ class MemoryConfig:
     """The memory layers of a model. Symbols in brackets are those of the UltraMemV2 paper and the released code.
 
     Attributes:
-        kind: `ultramem_v2` (one pool for all layers), `ultramem_v1` (a table per layer, no pre-values), or `none` in a
-            model without memory layers; see `absent`.
+        kind: `ultramem_v2` (one pool for all layers), `ultramem_v1` (a table per layer, no pre-values), `memory_plus`
+            (one table for all layers, scores added and passed through a softmax, a gated output), or `none` in a model
+            without memory layers; see `absent`.
         keys_per_side: nominal number of row keys, and of column keys, per layer [n0, mem_knum].
         key_dim: size of one key [Dk].
         value_dim: size of one value [Dv].
@@ -53,15 +55,20 @@ class MemoryConfig:
         topk: rows that a head activates per token [m, mem_knn].
         row_topk: row keys, and column keys, that survive stage 1; the released code uses `topk`.
         placements: (read, add) per memory layer: it reads the normed input of block `read`, and its output is added
-            after block `add`.
+            after block `add`, before any other layer reads.
         share_ratio: part of the pool that one layer addresses [rho].
         key_expansion: keys per side are `key_expansion` times the visible side; several virtual addresses share a row.
         value_groups: 1, or key_expansion**2: hits are summed per virtual block and concatenated [G].
         query_per_rank: the query projection holds a query for each Tucker rank.
         query_layout: which part of the projection serves which side and rank; see `query_chunks`.
         activation: applied to the pre-score.
-        tucker_rank: rank of the score decomposition [r].
+        tucker_rank: rank of the score decomposition [r]; 1 in Memory+.
         tucker_cores: number of Tucker cores, hence of scores per hit [c].
+        pool_layers: memory layers that the pool of UltraMemV2 was made for; None: as many as there are.
+        pool_positions: position of each memory layer among those; None: 0, 1, 2 and so on. Both are set where a
+            checkpoint holds layers whose output is never added, which are left out.
+        drops_padding_address: the shuffled address that equals the number of rows in the pool contributes nothing, as
+            in training with vertical_parallel.
     """
 
     kind: MemoryKind
@@ -81,6 +88,9 @@ class MemoryConfig:
     activation: Activation = "none"
     tucker_rank: int = 2
     tucker_cores: int = 2
+    pool_layers: int | None = None
+    pool_positions: tuple[int, ...] | None = None
+    drops_padding_address: bool = False
 
     @classmethod
     def absent(cls) -> "MemoryConfig":
@@ -106,7 +116,7 @@ class MemoryConfig:
             "tucker_cores",
         ):
             _require_positive("memory." + field, getattr(self, field))
-        _require_choice("memory.kind", self.kind, ("ultramem_v2", "ultramem_v1"))
+        _require_choice("memory.kind", self.kind, ("ultramem_v2", "ultramem_v1", "memory_plus"))
         _require_choice("memory.query_layout", self.query_layout, get_args(QueryLayout))
         _require_choice("memory.activation", self.activation, get_args(Activation))
         if self.pre_value_dim < 0:
@@ -124,10 +134,8 @@ class MemoryConfig:
                 f"memory.value_dim {self.value_dim} is not a multiple of tucker_cores {self.tucker_cores}",
                 why="each core scores its own contiguous part of a value",
             )
-        if self.kind == "ultramem_v1" and self.heads > 2:
-            raise Unsupported(f"memory.heads is {self.heads}: UltraMem V1 has queries for 1 or 2 heads")
-        if self.kind == "ultramem_v1" and self.pre_value_dim:
-            raise Unsupported(f"memory.pre_value_dim is {self.pre_value_dim}: UltraMem V1 has no pre-values")
+        self._validate_kind()
+        self._validate_pool()
         if self.activation != "none" and not self.pre_value_dim:
             raise Unsupported(f"memory.activation {self.activation!r} without pre-values: there is no pre-score")
         if self.row_topk > self.stored_side:
@@ -142,6 +150,43 @@ class MemoryConfig:
                 f"a table of {self.pool_rows} rows", why=f"row addresses are stored in int32, which ends at {INT32_MAX}"
             )
 
+    def _validate_kind(self) -> None:
+        if self.kind == "ultramem_v1" and self.heads > 2:
+            raise Unsupported(f"memory.heads is {self.heads}: UltraMem V1 has queries for 1 or 2 heads")
+        if self.kind == "ultramem_v1" and self.pre_value_dim:
+            raise Unsupported(f"memory.pre_value_dim is {self.pre_value_dim}: UltraMem V1 has no pre-values")
+        if self.kind != "memory_plus":
+            return
+        for field, value in (
+            ("pre_value_dim", 0),
+            ("share_ratio", 1.0),
+            ("key_expansion", 1),
+            ("value_groups", 1),
+            ("tucker_rank", 1),
+            ("tucker_cores", 1),
+        ):
+            if getattr(self, field) != value:
+                raise Unsupported(f"memory.{field} is {getattr(self, field)}: in Memory+ it is {value}")
+
+    def _validate_pool(self) -> None:
+        if self.pool_layers is None and self.pool_positions is None:
+            return
+        if self.kind != "ultramem_v2":
+            raise InputRejected(f"memory.pool_layers or pool_positions is set: {self.kind} has no pool")
+        positions = self.pool_positions or ()
+        if (
+            self.pool_layers is None
+            or not self.layers <= self.pool_layers <= MOST_REPEATS
+            or len(positions) != self.layers
+            or list(positions) != sorted(set(positions))
+            or not all(0 <= position < self.pool_layers for position in positions)
+        ):
+            raise InputRejected(
+                f"memory.pool_positions {list(positions)[:8]} and pool_layers {self.pool_layers} do not fit "
+                f"{self.layers} memory layers",
+                why="each layer has a position of its own, in ascending order, below pool_layers",
+            )
+
     @property
     def layers(self) -> int:
         """Number of memory layers [M]."""
@@ -154,13 +199,29 @@ class MemoryConfig:
 
     @property
     def pool_rows(self) -> int:
-        """Rows in the table that a layer indexes: the shared pool in V2 [N_all], the layer's own table in V1."""
-        return self.layer_rows * (1 if self.kind == "ultramem_v1" else self.layers)
+        """Rows in the table that a layer indexes: the shared pool in V2 [N_all], the layer's own table in V1.
+
+        In Memory+ all layers index one table of `layer_rows` rows.
+        """
+        if self.kind == "ultramem_v2":
+            return self.layer_rows * (self.layers if self.pool_layers is None else self.pool_layers)
+        return self.layer_rows
+
+    @property
+    def shares_a_table(self) -> bool:
+        """All layers index one table."""
+        return self.kind in ("ultramem_v2", "memory_plus")
+
+    @property
+    def padding_row(self) -> int | None:
+        """The row of zeros behind the pool at which the dropped address points; None where there is none."""
+        exists = self.drops_padding_address and self.stored_side**2 > self.pool_rows
+        return self.pool_rows if exists else None
 
     @property
     def visible_side(self) -> int:
         """Side of the square of rows that one layer addresses [n1]."""
-        if self.kind == "ultramem_v1":
+        if self.kind != "ultramem_v2":
             return self.keys_per_side
         # Float power, then truncation: the released code's own rounding decides which rows are reachable.
         return int((self.pool_rows * self.share_ratio) ** 0.5)
@@ -187,17 +248,39 @@ class MemoryConfig:
 
     @property
     def queries_per_side(self) -> int:
-        """Queries per group in the projection [qtr]."""
+        """Queries per side in the projection: a Tucker rank's each [qtr], or in Memory+ a head's each."""
+        if self.kind == "memory_plus":
+            return self.heads
         return self.tucker_rank if self.query_per_rank else 1
+
+    @property
+    def normalizes_keys(self) -> bool:
+        """Keys pass a norm. The layer of Memory+ has one, and its code then goes on with the keys as they are."""
+        return self.kind != "memory_plus"
+
+    @property
+    def score_rank(self) -> int:
+        """Rank of the scores that the retrieval multiplies.
+
+        Memory+ adds its two scores s and t: [s, 1] . [1, t], with the identity as core.
+        """
+        return 2 if self.kind == "memory_plus" else self.tucker_rank
 
     def offset(self, layer: int) -> int:
         """First row of the window of memory layer `layer` in the table that it indexes."""
-        return 0 if self.kind == "ultramem_v1" else layer * self.layer_rows
+        if self.kind != "ultramem_v2":
+            return 0
+        return (layer if self.pool_positions is None else self.pool_positions[layer]) * self.layer_rows
 
     @property
     def owns_its_rows(self) -> bool:
         """No other layer reads a layer's rows, and each virtual address is one row: rows can be permuted at export."""
-        return self.key_expansion == 1 and self.visible_rows <= self.layer_rows
+        return self.kind != "memory_plus" and self.key_expansion == 1 and self.visible_rows <= self.layer_rows
+
+    @property
+    def has_address_map(self) -> bool:
+        """Virtual addresses are looked up in a map; else they are the rows, which is so in Memory+ from the start."""
+        return bool(self.layers) and self.kind != "memory_plus" and not self.owns_its_rows
 
     def query_chunks(self) -> tuple[list[list[int]], list[list[int]]]:
         """Which part of the query projection scores which keys.
@@ -211,6 +294,8 @@ class MemoryConfig:
             Unsupported: the released layout has no chunk for this rank or number of heads.
         """
         heads, ranks = range(self.heads), range(self.tucker_rank)
+        if self.kind == "memory_plus":
+            return [[2 * h] for h in heads], [[2 * h + 1] for h in heads]
         if not self.query_per_rank:
             return [[0 for _ in ranks] for _ in heads], [[1 for _ in ranks] for _ in heads]
         if self.query_layout == "per_rank":
@@ -250,7 +335,7 @@ class ExpertsConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder: attention, and either a dense SwiGLU FFN with memory layers beside it, or a mixture of experts.
+    """A decoder: attention, and either a dense SwiGLU FFN, beside it memory layers or none, or a mixture of experts.
 
     Attributes:
         hidden_size: [d].
@@ -261,12 +346,15 @@ class ModelConfig:
         embedding_size: rows of the embedding and columns of the logits, padded: >= vocab_size.
         tie_embeddings: the head is the embedding.
         max_sequence_length: length that the model was trained for; the graph itself has no limit.
-        memory: the memory layers; `MemoryConfig.absent()` in a model of experts.
+        memory: the memory layers; `MemoryConfig.absent()` in a model of experts, and in a dense one.
         experts: of a model without memory layers.
-        qk_norm: queries and keys are normalised per head, or over all heads together.
+        qk_norm: queries and keys are normalised per head, over all heads together, or not at all.
         clip_qkv: queries, keys and values are clipped to this absolute value.
-        eos_token_id: generation ends after it.
-        more_eos_token_ids: and after each of these.
+        num_kv_heads: heads of keys and values, each read by num_heads / num_kv_heads heads of queries; None: num_heads.
+        logits_scale: the logits are multiplied by it.
+        fp32_norm: norms compute in fp32 whatever the dtype; False: in the dtype of their input.
+        fp32_rope: likewise rotary embeddings.
+        more_eos_token_ids: generation ends after each of these too, not after eos_token_id alone.
     """
 
     hidden_size: int
@@ -285,6 +373,10 @@ class ModelConfig:
     experts: ExpertsConfig | None = None
     qk_norm: QueryKeyNorm = "head"
     clip_qkv: float | None = None
+    num_kv_heads: int | None = None
+    logits_scale: float = 1.0
+    fp32_norm: bool = True
+    fp32_rope: bool = True
     more_eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -309,7 +401,7 @@ class ModelConfig:
         ):
             _require_positive(field, getattr(self, field))
         _require_few("num_layers", self.num_layers)
-        for field in ("rope_theta", "norm_eps", "clip_qkv"):
+        for field in ("rope_theta", "norm_eps", "clip_qkv", "logits_scale"):
             value = getattr(self, field)
             if value is not None and not 0.0 < value < math.inf:
                 raise InputRejected(f"{field} must be a positive number, got {value}")
@@ -318,9 +410,22 @@ class ModelConfig:
                 f"hidden_size {self.hidden_size} does not divide into {self.num_heads} heads of even size",
                 why="rotary embeddings rotate pairs of channels",
             )
+        if self.num_kv_heads is not None:
+            _require_positive("num_kv_heads", self.num_kv_heads)
+            if self.num_heads % self.num_kv_heads:
+                raise InputRejected(
+                    f"{self.num_heads} heads of queries cannot share {self.num_kv_heads} heads of keys and values"
+                )
         if self.embedding_size < self.vocab_size:
             raise InputRejected(f"embedding_size {self.embedding_size} is smaller than vocab_size {self.vocab_size}")
-        if not self.memory.placements and self.experts is None:
+        if self.memory.kind == "memory_plus" and self.memory.value_dim != self.hidden_size:
+            raise InputRejected(
+                f"memory.value_dim {self.memory.value_dim} is not hidden_size {self.hidden_size}, as in Memory+"
+            )
+        self._validate_placements()
+
+    def _validate_placements(self) -> None:
+        if not self.memory.placements and self.memory.kind != "none":
             raise InputRejected("the model has no memory layer")
         for read, add in self.memory.placements:
             if not 0 <= read <= add < self.num_layers:
@@ -328,6 +433,20 @@ class ModelConfig:
                     f"a memory layer reads at block {read} and is added after block {add}",
                     why=f"it must hold 0 <= read <= add < {self.num_layers}",
                 )
+        in_order = sorted(self.memory.placements)
+        for (read, add), (next_read, _) in itertools.pairwise(in_order):
+            if next_read <= add:
+                raise Unsupported(
+                    f"a memory layer reads at block {next_read}, while the output of the one that reads at block "
+                    f"{read} waits to be added after block {add}",
+                    why="the authors' code holds one output: it would never add the earlier one",
+                    fix="convert the original checkpoint again; the layers that are never added are then left out",
+                )
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values, hence of the cache."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     @property
     def head_size(self) -> int:
@@ -349,6 +468,8 @@ class ModelConfig:
         if self.memory.kind == "none":
             return data | {"memory": None}
         data["memory"]["placements"] = [list(pair) for pair in self.memory.placements]
+        positions = self.memory.pool_positions
+        data["memory"]["pool_positions"] = None if positions is None else list(positions)
         return data
 
     @classmethod
@@ -363,7 +484,7 @@ class ModelConfig:
         if experts is not None and not isinstance(experts, Mapping):
             raise InputRejected("field 'experts' is not a mapping", where=where)
         memory = data.get("memory")
-        if experts is None and not isinstance(memory, Mapping):
+        if experts is None and ("memory" not in data or not isinstance(memory, Mapping | None)):
             raise InputRejected("field 'memory' is missing or not a mapping", where=where)
         try:
             parts: dict[str, object] = {"experts": None, "memory": MemoryConfig.absent()}
@@ -389,7 +510,14 @@ class ModelConfig:
         pairs = placements if isinstance(placements, list) else []
         if not pairs or not all(isinstance(p, list) and len(p) == 2 and all(_is_int(i) for i in p) for p in pairs):
             raise InputRejected("field 'memory.placements' must be a list of [read block, add block]", where=where)
-        memory = {**memory, "placements": tuple((int(read), int(add)) for read, add in pairs)}
+        positions = memory.get("pool_positions")
+        if positions is not None and not (isinstance(positions, list) and all(_is_int(i) for i in positions)):
+            raise InputRejected("field 'memory.pool_positions' must be a list of layers, or null", where=where)
+        memory = {
+            **memory,
+            "placements": tuple((int(read), int(add)) for read, add in pairs),
+            "pool_positions": None if positions is None else tuple(positions),
+        }
         return MemoryConfig(**_checked_fields(MemoryConfig, memory, "memory.", where))
 
 
@@ -478,15 +606,14 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     The names are those of the released state dict: our native format, the reference model and the exported graph use
     them too.
     """
-    d, norm_size = config.hidden_size, config.head_size if config.qk_norm == "head" else config.hidden_size
+    d, kv_size = config.hidden_size, config.kv_heads * config.head_size
     shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (config.embedding_size, d)}
     for i in range(config.num_layers):
         block = f"transformer.blocks.{i}."
         shapes |= {
             block + "attn_norm.weight": (d,),
-            block + "att_proj.weight": (3 * d, d),
-            block + "q_norm.weight": (norm_size,),
-            block + "k_norm.weight": (norm_size,),
+            block + "att_proj.weight": (d + 2 * kv_size, d),
+            **{block + name: shape for name, shape in _query_key_norm_shapes(config).items()},
             block + "attn_out.weight": (d, d),
             block + "ff_norm.weight": (d,),
         }
@@ -499,7 +626,7 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             shapes |= {f"{block}experts.{e}.{name}": shape for name, shape in expert.items()}
     for j in range(config.memory.layers):
         shapes |= {f"transformer.mem_blocks.{j}.{k}": shape for k, shape in _memory_layer_shapes(config).items()}
-    if config.memory.kind == "ultramem_v2":
+    if config.memory.shares_a_table:
         pool = "transformer.full_memory_layer."
         shapes[pool + "values_for_look_up"] = (config.memory.pool_rows, config.memory.value_dim)
         if config.memory.pre_value_dim:
@@ -510,6 +637,13 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _query_key_norm_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    if config.qk_norm == "none":
+        return {}
+    query_heads, key_heads = (1, 1) if config.qk_norm == "head" else (config.num_heads, config.kv_heads)
+    return {"q_norm.weight": (query_heads * config.head_size,), "k_norm.weight": (key_heads * config.head_size,)}
+
+
 def _swiglu_shapes(d: int, inner: int) -> dict[str, tuple[int, ...]]:
     """The first half of `ff_proj` is the linear part, the second the gate."""
     return {"ff_proj.weight": (2 * inner, d), "ff_out.weight": (d, inner)}
@@ -517,6 +651,15 @@ def _swiglu_shapes(d: int, inner: int) -> dict[str, tuple[int, ...]]:
 
 def _memory_layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     d, m = config.hidden_size, config.memory
+    if m.kind == "memory_plus":
+        return {
+            "query_proj.weight": (2 * m.queries_per_side * m.key_dim, d),
+            "query_norm.weight": (m.key_dim,),
+            "keys": (m.heads, 2, m.stored_side, m.key_dim),
+            "keys_norm.weight": (m.key_dim,),
+            "swilu_projection.weight": (m.value_dim, d),
+            "values_proj.weight": (d, m.value_dim),
+        }
     shapes: dict[str, tuple[int, ...]] = {
         "query_proj.weight": (2 * m.queries_per_side * m.key_dim, d),
         "query_norm.weight": (m.key_dim,),

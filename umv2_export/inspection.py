@@ -16,11 +16,12 @@ from umv2_export.errors import InputRejected
 __all__ = ["describe_path"]
 
 
-def describe_path(path: Path, ignore_fields: Sequence[str] = ()) -> dict[str, Any]:
+def describe_path(path: Path, *, row_topk: int | None = None, ignore_fields: Sequence[str] = ()) -> dict[str, Any]:
     """Kind, configuration, sizes, ops and parameter counts.
 
     Args:
-        path: file or folder.
+        path: what to describe.
+        row_topk: of a checkpoint that does not tell it.
         ignore_fields: of a checkpoint's configuration.
 
     Raises:
@@ -34,7 +35,7 @@ def describe_path(path: Path, ignore_fields: Sequence[str] = ()) -> dict[str, An
         return describe_engine(path)
     if (path / MANIFEST_FILE).is_file():
         return _describe_bundle(Bundle(path))
-    return _describe_checkpoint(open_checkpoint(path, ignore_fields=ignore_fields))
+    return _describe_checkpoint(open_checkpoint(path, row_topk=row_topk, ignore_fields=ignore_fields))
 
 
 def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -46,12 +47,12 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "parameters": count_parameters(checkpoint.config).as_dict(),
         "tensors": len(checkpoint.tensors),
         "dtypes": dtypes,
+        "notes": list(checkpoint.notes),
         "files": {str(file.relative_to(checkpoint.path)): file.stat().st_size for file in checkpoint.files},
         "size": checkpoint.size,
         "tokenizer": checkpoint.tokenizer,
         "tokenizer_files": [file.name for file in checkpoint.tokenizer_files],
         "ignored_fields": list(checkpoint.ignored_fields),
-        "notes": list(checkpoint.notes),
     }
 
 

@@ -35,7 +35,7 @@ def _measure(path: Path, runtime: str, batch: int, past: int) -> dict[str, int]:
     config = bundle.config
     opened = open_runtime(runtime, bundle)
     rng = np.random.default_rng(0)
-    cache = rng.standard_normal((batch, config.num_heads, past, config.head_size), dtype=np.float32)
+    cache = rng.standard_normal((batch, config.kv_heads, past, config.head_size), dtype=np.float32)
     step = StepInput(
         rng.integers(0, config.vocab_size, (batch, 1)),
         np.ones((batch, past + 1), dtype=np.int64),

@@ -227,7 +227,7 @@ class _Contender:
     def prefill_call(self, length: int) -> Callable[[int], object]:
         """A prompt of one sequence, pieces of the text in turn."""
         config = self.bundle.config
-        empty = np.empty((1, config.num_heads, 0, config.head_size), dtype=self._dtype)
+        empty = np.empty((1, config.kv_heads, 0, config.head_size), dtype=self._dtype)
         bindings = []
         for start in np.linspace(0, len(self.trace.text) - length, INPUTS).astype(np.int64):
             ids = np.ascontiguousarray(self.trace.text[None, start : start + length])
@@ -250,7 +250,7 @@ class _Contender:
                     normed = self.trace.probes[name][chosen, None].astype(self._dtype)
                     binding.bind_cpu_input(name, np.ascontiguousarray(normed))
                 elif name.startswith("past_key_values."):
-                    shape = (batch, self.bundle.config.num_heads, 0, self.bundle.config.head_size)
+                    shape = (batch, self.bundle.config.kv_heads, 0, self.bundle.config.head_size)
                     binding.bind_cpu_input(name, np.empty(shape, dtype=self._dtype))
                 else:  # token ids or mask: of their shape alone
                     binding.bind_cpu_input(name, np.ones((batch, 1), dtype=np.int64))
@@ -416,7 +416,8 @@ def _require_memory(models: Sequence[Bundle], options: BenchOptions) -> None:
         EnvironmentUnfit: there is none.
     """
     positions = _sequences(options) * options.past + 2 * max(options.batches) * (options.past + 1)
-    caches = {_traced_as(model): 8 * model.config.hidden_size * model.config.num_layers for model in models}
+    configs = {_traced_as(model): model.config for model in models}
+    caches = {name: 8 * one.kv_heads * one.head_size * one.num_layers for name, one in configs.items()}
     # ONNX Runtime packs what GEMMs read; one baseline is open at a time.
     packed = [model.manifest.bytes["dense"] + model.manifest.bytes["experts"] for model in models]
     needed = positions * sum(caches.values()) + packed[0] + max(packed[1:], default=0)

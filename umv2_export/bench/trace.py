@@ -80,7 +80,7 @@ def trace_routing(runtime: Runtime, bundle: Bundle, ids: Array, *, sequences: in
     config = bundle.config
     starts = np.linspace(0, len(ids) - length, sequences).astype(np.int64)
     prompts = np.stack([ids[start : start + length] for start in starts])
-    shape = (sequences, config.num_heads, length - 1, config.head_size)
+    shape = (sequences, config.kv_heads, length - 1, config.head_size)
     past = [(np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)) for _ in range(config.num_layers)]
     probes: dict[str, list[Array]] = {}
     size = max(1, TRACED_TOKENS // length)

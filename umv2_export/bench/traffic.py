@@ -100,7 +100,7 @@ def hits_of(bundle: Bundle, token_ids: Array, probes: Mapping[str, Array]) -> Hi
     routers = [probes[f"router_logits.{i}"] for i in range(config.num_layers if config.experts else 0)]
     if any(len(probe) != tokens for probe in (*layers, *routers)):
         raise InvalidRequest(f"probes are not of {tokens} tokens")
-    maps = [None] * len(layers) if config.memory.owns_its_rows else _address_maps(bundle)
+    maps = _address_maps(bundle) if config.memory.has_address_map else [None] * len(layers)
     rows = [_distinct(layer if table is None else table[layer]) for layer, table in zip(layers, maps, strict=True)]
     topk = config.experts.topk if config.experts else 0
     experts = [_distinct(np.argsort(-logits, axis=1, kind="stable")[:, :topk]) for logits in routers]
@@ -137,10 +137,11 @@ def count_traffic(bundle: Bundle, hits: Hits, *, batch: int, past: int, native: 
     d, memory = config.hidden_size, config.memory
     row_bytes = memory.row_size * torch_dtype(bundle.manifest.table_dtype).itemsize
     embedding = config.embedding_size * d * item
-    attention = config.num_layers * 4 * d * d * item
+    kv_size = config.kv_heads * config.head_size
+    attention = config.num_layers * 2 * (d + kv_size) * d * item
     new = hits.tokens // batch
-    cache_row = 2 * d * item * config.num_layers * batch
-    map_entries = 0 if memory.owns_its_rows else hits.tokens * memory.hits * memory.layers
+    cache_row = 2 * kv_size * item * config.num_layers * batch
+    map_entries = 0 if not memory.has_address_map else hits.tokens * memory.hits * memory.layers
     expert_bytes = 0 if config.experts is None else stored["experts"] / (config.num_layers * config.experts.count)
     # Gathered rows in fp32: written by the gather of each shard, merged shard by shard (two read, one written), cut
     # into pre-value and value (read, written), and read by the products.

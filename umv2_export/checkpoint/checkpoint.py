@@ -27,19 +27,25 @@ class CheckpointTensor:
             along dim 0 where other formats have several tensors for one of ours.
         allow_non_finite: NaN and infinity pass.
         axis: 0 or 1.
+        transposed: the one part is stored with its two dimensions exchanged; it is copied when it is read.
     """
 
     name: str
     parts: Sequence[torch.Tensor]
     allow_non_finite: bool = False
     axis: int = 1
+    transposed: bool = False
+
+    def renamed(self, name: str) -> "CheckpointTensor":
+        """The same tensor under another name."""
+        return replace(self, name=name)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the whole tensor."""
         first = tuple(self.parts[0].shape)
         if len(self.parts) == 1:
-            return first
+            return first[::-1] if self.transposed else first
         joined = sum(part.shape[self.axis] for part in self.parts)
         return (joined, *first[1:]) if self.axis == 0 else (first[0], joined, *first[2:])
 
@@ -54,11 +60,13 @@ class CheckpointTensor:
         Raises:
             InputRejected: it holds NaN or infinity.
         """
-        self.check_finite(0, self.shape[0])
+        self.check_finite(0, len(self.parts[0]) if self.transposed else self.shape[0])
         return self.joined()
 
     def joined(self) -> torch.Tensor:
         """The whole tensor without the check: mapped when it lies in one file, else a copy."""
+        if self.transposed:
+            return self.parts[0].t().contiguous()
         return self.parts[0] if len(self.parts) == 1 else torch.cat(list(self.parts), dim=self.axis)
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
@@ -71,6 +79,9 @@ class CheckpointTensor:
         Raises:
             InputRejected: it holds NaN or infinity.
         """
+        if self.transposed:
+            yield self.read()
+            return
         if self.axis == 0 and len(self.parts) > 1:
             for part in self.parts:
                 yield from CheckpointTensor(self.name, [part], self.allow_non_finite)
@@ -122,9 +133,9 @@ class Checkpoint:
         tensors: name -> tensor; the names are those of `tensor_shapes(config)`.
         files: all files that hold configuration and weights, in reading order.
         tokenizer_files: tokenizer files beside them, or those that the user named.
+        notes: what a user should know of how it was read, a sentence each.
         tokenizer: what the configuration calls its tokenizer, where it names one.
         ignored_fields: unknown fields of the configuration that the user asked to leave out.
-        notes: what a user should know of how it was read.
     """
 
     path: Path
@@ -133,9 +144,9 @@ class Checkpoint:
     tensors: Mapping[str, CheckpointTensor]
     files: Sequence[Path]
     tokenizer_files: Sequence[Path]
+    notes: Sequence[str] = ()
     tokenizer: str | None = None
     ignored_fields: Sequence[str] = ()
-    notes: Sequence[str] = ()
 
     def read(self, name: str) -> torch.Tensor:
         """Tensor `name`, mapped where possible."""

@@ -60,7 +60,12 @@ class TensorStream:
 
 
 def read_checkpoint(
-    path: Path, *, query_layout: QueryLayout | None, allow_non_finite: bool, ignore_fields: Sequence[str] = ()
+    path: Path,
+    *,
+    query_layout: QueryLayout | None,
+    row_topk: int | None,
+    allow_non_finite: bool,
+    ignore_fields: Sequence[str] = (),
 ) -> Checkpoint:
     """Open a checkpoint in our format.
 
@@ -85,8 +90,9 @@ def read_checkpoint(
     known = {field.name for field in fields(ModelConfig)}
     model = without_ignored(model, ignore_fields, known, where=path / CONFIG_FILE)
     config = ModelConfig.from_dict(model, where=path / CONFIG_FILE)
-    if query_layout is not None:
-        config = replace(config, memory=replace(config.memory, query_layout=query_layout))
+    if config.memory.layers:
+        layout, kept = query_layout or config.memory.query_layout, row_topk or config.memory.row_topk
+        config = replace(config, memory=replace(config.memory, query_layout=layout, row_topk=kept))
     mapped, files = map_tensors(path)
     tensors = {name: CheckpointTensor(name, [tensor], allow_non_finite) for name, tensor in mapped.items()}
     validate_tensors(config, tensors, where=path)

@@ -3,8 +3,9 @@
 Source: the released training code (an OLMoE fork).
 """
 
+import contextlib
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import yaml
 
 from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, validate_tensors
 from umv2_export.checkpoint.fields import identifier, without_ignored
-from umv2_export.checkpoint.official_config import FieldReader, model_config
+from umv2_export.checkpoint.official_config import FieldReader, read_fields
 from umv2_export.checkpoint.official_fields import UNDERSTOOD
+from umv2_export.checkpoint.official_tensors import our_tensors, tensor_facts
 from umv2_export.config import TABLES, QueryLayout
 from umv2_export.errors import InputRejected, Umv2Error
 from umv2_export.files import inside, tokenizer_files
@@ -28,12 +30,14 @@ WEIGHTS_FILE = "model.pt"
 MAX_CONFIG_BYTES = 2**20
 MAX_PICKLE_BYTES = 64 * 2**20
 
-# Derived copies of the cores that forks of the released code save.
-IGNORED_TENSORS = ("tucker_core_uv", "tucker_core_stacked")
-
 
 def read_checkpoint(
-    path: Path, *, query_layout: QueryLayout | None, allow_non_finite: bool, ignore_fields: Sequence[str] = ()
+    path: Path,
+    *,
+    query_layout: QueryLayout | None,
+    row_topk: int | None,
+    allow_non_finite: bool,
+    ignore_fields: Sequence[str] = (),
 ) -> Checkpoint:
     """Open a checkpoint in the authors' format.
 
@@ -45,26 +49,21 @@ def read_checkpoint(
     config_file = path / CONFIG_FILE
     document = _read_document(config_file)
     fields = without_ignored(_model_fields(document, config_file), ignore_fields, UNDERSTOOD, where=config_file)
+    # Before any tensor: what is not implemented is named as such, not as a tensor of an odd shape.
+    with _located(config_file):
+        model = read_fields(fields)
     weight_files = _weight_files(path, fields)
     states = [_load_state_dict(file) for file in weight_files]
-    tensors = {}
+    theirs = {}
     for name, first in states[0].items():
-        leaf = name.rpartition(".")[2]
-        if leaf in IGNORED_TENSORS:
-            continue
         parts = [first]
-        if leaf in TABLES and len(states) > 1:
+        if name.rpartition(".")[2] in TABLES and len(states) > 1:
             parts = [_rank_slice(state, name, first, file) for state, file in zip(states, weight_files, strict=True)]
-        tensors[name] = CheckpointTensor(name, parts, allow_non_finite)
-    try:
-        config = model_config(
-            fields,
-            rank_and_cores=_rank_and_cores(tensors, weight_files[0]),
-            query_layout=query_layout or "released",
-        )
-    except Umv2Error as error:
-        error.where = error.where or str(config_file)
-        raise
+        theirs[name] = CheckpointTensor(name, parts, allow_non_finite)
+    tensors = our_tensors(theirs, model, where=weight_files[0])
+    facts = tensor_facts(tensors, model, where=weight_files[0])
+    with _located(config_file):
+        config = model.config(facts, query_layout=query_layout or "released", row_topk=row_topk)
     validate_tensors(config, tensors, where=weight_files[0])
     return Checkpoint(
         path,
@@ -73,9 +72,20 @@ def read_checkpoint(
         tensors,
         [config_file, *weight_files],
         tokenizer_files(path),
+        model.insertion.notes,
         tokenizer=_tokenizer_identifier(document),
         ignored_fields=list(ignore_fields),
     )
+
+
+@contextlib.contextmanager
+def _located(file: Path) -> Iterator[None]:
+    """Errors of fields say which file holds them."""
+    try:
+        yield
+    except Umv2Error as error:
+        error.where = error.where or str(file)
+        raise
 
 
 def _tokenizer_identifier(document: object) -> str | None:
@@ -129,21 +139,6 @@ def _rank_slice(state: Mapping[str, torch.Tensor], name: str, first: torch.Tenso
             why="the slices are joined along dim 1",
         )
     return part
-
-
-def _rank_and_cores(tensors: Mapping[str, CheckpointTensor], where: Path) -> tuple[int, int]:
-    layer = "transformer.mem_blocks.0."
-    keys = tensors.get(layer + "keys")
-    if keys is None:
-        raise InputRejected(f"tensor '{layer}keys' missing", where=where, why="it tells the Tucker rank")
-    cores = sum(name.startswith(layer + "tucker_core.") for name in tensors)
-    if not cores or len(keys.shape) != 5 or not keys.shape[-1]:
-        raise InputRejected(
-            f"tensor '{layer}keys' has shape {list(keys.shape)} and there are {cores} '{layer}tucker_core.*'",
-            where=where,
-            why="expected keys [heads, 2, keys per side, key size, Tucker rank] and at least one core",
-        )
-    return keys.shape[-1], cores
 
 
 def _load_state_dict(file: Path) -> dict[str, torch.Tensor]:

@@ -3,26 +3,102 @@
 Source: the released training code (an OLMoE fork).
 """
 
-import re
+import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
+from umv2_export.checkpoint.insertion import Insertion, read_insertion
 from umv2_export.checkpoint.official_fields import check_field_classes
-from umv2_export.config import MOST_REPEATS, MemoryConfig, ModelConfig, QueryLayout
+from umv2_export.config import ExpertsConfig, MemoryConfig, ModelConfig, QueryLayout
 from umv2_export.errors import InputRejected, Unsupported, shown
 
-__all__ = ["FieldReader", "model_config"]
+__all__ = ["FieldReader", "OfficialModel", "TensorFacts", "read_fields"]
+
+# The paper, and one fork of the released code, let at most this many row keys and column keys survive stage 1; the
+# released code lets `mem_knn` survive. Nothing in a checkpoint tells which code trained it.
+CAP = 128
+
+KINDS = {"ultramem_v2": "ultramem_v2", "ultramem_v1": "ultramem_v1", "memory_plus": "memory_plus"}
 
 
-def model_config(
-    fields: Mapping[str, Any], *, rank_and_cores: tuple[int, int], query_layout: QueryLayout = "released"
-) -> ModelConfig:
-    """Translate the `model:` section of a config.yaml.
+class TensorFacts(NamedTuple):
+    """What only the tensors of a memory layer tell.
 
-    Args:
-        fields: the section.
-        rank_and_cores: Tucker rank and number of cores, which only the tensors tell.
-        query_layout: which the file does not tell either.
+    Attributes:
+        tucker_rank, tucker_cores: of the score decomposition.
+        value_groups: of UltraMem V1, whose layer is built with its own default whatever the configuration says.
+    """
+
+    tucker_rank: int
+    tucker_cores: int
+    value_groups: int
+
+
+class OfficialModel(NamedTuple):
+    """What the fields say, before any tensor is read.
+
+    Attributes:
+        fields: typed access.
+        kind: of the memory layers; `none` without.
+        insertion: of the memory layers.
+        has_experts: a block holds experts instead of an FFN.
+    """
+
+    fields: "FieldReader"
+    kind: str
+    insertion: Insertion
+    has_experts: bool
+
+    def config(
+        self, facts: TensorFacts | None, *, query_layout: QueryLayout, row_topk: int | None = None
+    ) -> ModelConfig:
+        """The configuration.
+
+        Args:
+            facts: of the tensors; None without memory layers.
+            query_layout: which the file does not tell.
+            row_topk: row keys and column keys that survive stage 1; None: as the released code does.
+
+        Raises:
+            InputRejected: a field is missing or out of range.
+            Unsupported: a value that is not implemented, or that can be read in two ways.
+        """
+        read = self.fields
+        d, vocab_size = read.integer("d_model"), read.integer("vocab_size")
+        both = _ffn_size(read, d)
+        experts = None
+        if self.has_experts:
+            experts = ExpertsConfig(read.integer("moe_num_experts"), read.integer("moe_top_k"), both)
+        memory = MemoryConfig.absent()
+        if facts is not None:
+            memory = _memory(self, facts, query_layout, row_topk)
+        return ModelConfig(
+            hidden_size=d,
+            num_layers=read.integer("n_layers"),
+            num_heads=read.integer("n_heads"),
+            num_kv_heads=_kv_heads(read),
+            ffn_size=0 if experts else both,
+            vocab_size=vocab_size,
+            embedding_size=read.optional_integer("embedding_size") or vocab_size,
+            tie_embeddings=read.boolean("weight_tying"),
+            max_sequence_length=read.integer("max_sequence_length"),
+            rope_theta=read.real("rope_theta"),
+            norm_eps=read.real("layer_norm_eps"),
+            eos_token_id=read.optional_integer("eos_token_id"),
+            pad_token_id=read.optional_integer("pad_token_id"),
+            memory=memory,
+            experts=experts,
+            qk_norm="head" if read.boolean("attention_layer_norm") else "none",
+            clip_qkv=read.optional_real("clip_qkv"),
+            logits_scale=1 / math.sqrt(d) if read.boolean("scale_logits") else 1.0,
+            fp32_norm=read.boolean("convert2fp32"),
+            fp32_rope=read.boolean("rope_full_precision"),
+        )
+
+
+def read_fields(fields: Mapping[str, Any]) -> OfficialModel:
+    """Check the `model:` section of a config.yaml as far as it goes without tensors.
 
     Raises:
         InputRejected: a field is missing or out of range.
@@ -30,52 +106,89 @@ def model_config(
     """
     check_field_classes(fields)
     read = FieldReader(fields)
+    block_type = read.text("block_type")
+    if block_type not in ("sequential", "moe"):
+        raise Unsupported(f"field 'block_type' is {block_type!r}", fix="supported values: sequential, moe")
     kind = read.text("mem_type")
-    if kind not in ("ultramem_v2", "ultramem_v1"):
-        raise Unsupported(f"mem_type is {kind!r}", fix="supported values: ultramem_v2, ultramem_v1")
-    d, layers = read.integer("d_model"), read.integer("n_layers")
-    groups = read.integer("mem_value_expand_time")
-    topk = read.integer("mem_knn")
-    v1 = kind == "ultramem_v1"
-    expansion = round(groups**0.5) if v1 else read.integer("mem_key_expand_time")
-    if v1 and expansion**2 != groups:
-        raise Unsupported(f"mem_value_expand_time is {groups}: UltraMem V1 needs a square")
+    if kind not in KINDS:
+        raise Unsupported(f"field 'mem_type' is {kind!r}", fix="supported values: " + ", ".join(KINDS))
+    insertion = read_insertion(read.text("mem_insert_way"), read.integer("n_layers"))
+    if block_type == "moe" and insertion.layers:
+        raise Unsupported(
+            f"memory layers (mem_insert_way {read.text('mem_insert_way')!r}) beside experts (block_type 'moe')",
+            why="the authors' blocks of experts show a memory layer nothing to read",
+            fix="mem_insert_way 'no_mem', which is what run_moe.sh sets",
+        )
+    if insertion.layers and kind != "ultramem_v2" and read.boolean("vertical_parallel"):
+        raise Unsupported(f"vertical_parallel with mem_type {kind!r}", why="only UltraMemV2 cuts its tables over ranks")
+    return OfficialModel(read, kind if insertion.added else "none", insertion, block_type == "moe")
+
+
+def _kv_heads(read: "FieldReader") -> int | None:
+    """`n_kv_heads`, or one with the deprecated `multi_query_attention`; None where each head has its own."""
+    heads, multi_query = read.integer("n_heads"), read.optional_boolean("multi_query_attention")
+    stated = read.optional_integer("n_kv_heads")
+    implied = None if multi_query is None else 1 if multi_query else heads
+    if stated is not None and implied is not None and stated != implied:
+        raise InputRejected(
+            f"fields 'n_kv_heads' {stated} and 'multi_query_attention' {multi_query} contradict each other",
+            why=f"the second asks for {implied}",
+        )
+    kv_heads = implied if stated is None else stated
+    return None if kv_heads == heads else kv_heads
+
+
+def _memory(model: OfficialModel, facts: TensorFacts, query_layout: QueryLayout, row_topk: int | None) -> MemoryConfig:
+    read, insertion, topk = model.fields, model.insertion, model.fields.integer("mem_knn")
+    if row_topk is None and topk > CAP and model.kind != "memory_plus":
+        raise Unsupported(
+            f"field 'mem_knn' is {topk}, above {CAP}, and can be read in two ways",
+            why=f"the released code keeps {topk} row keys and {topk} column keys in its first stage; the paper, and a "
+            f"fork of that code, keep {CAP} of each. The checkpoint does not tell which of them trained it",
+            fix=f"pass --row-topk {topk} for the released code, or --row-topk {CAP} for the paper's cap. Where you do "
+            "not know, export both and compare the loss on a text: the wrong one is worse",
+        )
+    common: dict[str, Any] = {
+        "keys_per_side": read.integer("mem_knum"),
+        "key_dim": read.integer("mem_kdim"),
+        "value_dim": read.integer("mem_vdim"),
+        "heads": read.integer("mem_head"),
+        "topk": topk,
+        "row_topk": row_topk or topk,
+        "placements": insertion.placements,
+        "tucker_rank": facts.tucker_rank,
+        "tucker_cores": facts.tucker_cores,
+    }
+    # The layers of V1 and Memory+ are handed none of the other fields, whatever the file says of them.
+    if model.kind == "memory_plus":
+        return MemoryConfig("memory_plus", pre_value_dim=0, **common)
+    common["query_layout"] = query_layout
+    if model.kind == "ultramem_v1":
+        expansion = math.isqrt(facts.value_groups)
+        return MemoryConfig(
+            "ultramem_v1",
+            pre_value_dim=0,
+            query_per_rank=False,
+            key_expansion=expansion,
+            value_groups=facts.value_groups,
+            **common,
+        )
+    left_out = len(insertion.added) < insertion.layers
     memory = MemoryConfig(
-        kind="ultramem_v1" if v1 else "ultramem_v2",
-        keys_per_side=read.integer("mem_knum"),
-        key_dim=read.integer("mem_kdim"),
-        value_dim=read.integer("mem_vdim"),
+        "ultramem_v2",
         pre_value_dim=read.integer("mem_pre_vdim", minimum=0),
-        heads=read.integer("mem_head"),
-        topk=topk,
-        row_topk=topk,
-        placements=_placements(read.text("mem_insert_way"), layers),
-        # V1 has a table per layer and one query for both ranks, whatever these two fields say.
-        share_ratio=1.0 if v1 else read.real("mem_share_ratio"),
-        query_per_rank=False if v1 else read.boolean("mem_q_for_each_tucker_rank"),
-        key_expansion=expansion,
-        value_groups=groups,
-        query_layout=query_layout,
+        share_ratio=read.real("mem_share_ratio"),
+        query_per_rank=read.boolean("mem_q_for_each_tucker_rank"),
+        key_expansion=read.integer("mem_key_expand_time"),
+        value_groups=read.integer("mem_value_expand_time"),
         activation="gelu" if read.boolean("mem_use_glu_act") else "none",
-        tucker_rank=rank_and_cores[0],
-        tucker_cores=rank_and_cores[1],
+        pool_layers=insertion.layers if left_out else None,
+        pool_positions=insertion.added if left_out else None,
+        **common,
     )
-    vocab_size = read.integer("vocab_size")
-    return ModelConfig(
-        hidden_size=d,
-        num_layers=layers,
-        num_heads=read.integer("n_heads"),
-        ffn_size=_ffn_size(read, d),
-        vocab_size=vocab_size,
-        embedding_size=vocab_size if fields.get("embedding_size") is None else read.integer("embedding_size"),
-        tie_embeddings=read.boolean("weight_tying"),
-        max_sequence_length=read.integer("max_sequence_length"),
-        rope_theta=read.real("rope_theta"),
-        norm_eps=1e-5,
-        eos_token_id=read.optional_integer("eos_token_id"),
-        pad_token_id=read.optional_integer("pad_token_id"),
-        memory=memory,
-    )
+    # Their parallel lookup takes the shuffled address N_all for the padding of a rank that has fewer tokens.
+    padded = read.boolean("vertical_parallel") and memory.stored_side**2 > memory.pool_rows
+    return replace(memory, drops_padding_address=padded)
 
 
 class FieldReader:
@@ -101,6 +214,10 @@ class FieldReader:
         """An integer of 0 or more, or null."""
         return None if self._value(name) is None else self.integer(name, minimum=0)
 
+    def optional_real(self, name: str) -> float | None:
+        """A positive number, or null."""
+        return None if self._value(name) is None else self.real(name)
+
     def real(self, name: str) -> float:
         """A positive number."""
         value = self._value(name)
@@ -114,6 +231,10 @@ class FieldReader:
         if not isinstance(value, bool):
             raise InputRejected(f"field '{name}' must be true or false, got {shown(value)}")
         return value
+
+    def optional_boolean(self, name: str) -> bool | None:
+        """True, false or null."""
+        return None if self._value(name) is None else self.boolean(name)
 
     def text(self, name: str) -> str:
         """A string."""
@@ -131,15 +252,3 @@ def _ffn_size(read: FieldReader, hidden_size: int) -> int:
     if both < 2 or both % 2:
         raise InputRejected(f"the FFN's hidden size {both} must be even: one half is the gate")
     return both // 2
-
-
-def _placements(insert_way: str, layers: int) -> tuple[tuple[int, int], ...]:
-    """`full`, or `read:add` pairs separated by `/`."""
-    if layers > MOST_REPEATS:
-        raise Unsupported(f"n_layers is {layers}, at most {MOST_REPEATS} are supported")
-    if insert_way == "full":
-        return tuple((i, i) for i in range(layers))
-    if not re.fullmatch(r"\d{1,6}:\d{1,6}(/\d{1,6}:\d{1,6})*", insert_way):
-        raise InputRejected(f"mem_insert_way is {insert_way!r}", fix="expected 'full' or pairs such as '0:1/2:2'")
-    pairs = (pair.split(":") for pair in insert_way.split("/"))
-    return tuple((int(read), int(add)) for read, add in pairs)

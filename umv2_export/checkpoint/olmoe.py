@@ -76,9 +76,7 @@ def read_checkpoint(path: Path, *, allow_non_finite: bool, ignore_fields: Sequen
         missing = [part for part in parts if part not in theirs]
         if missing:
             raise InputRejected(f"tensor {missing[0]!r} missing", where=path, why="the configuration asks for it")
-        whole = shapes[name]
-        for part in parts:
-            shape = (whole[0] // len(parts), *whole[1:])
+        for part, shape in zip(parts, _part_shapes(config, name, shapes[name], len(parts)), strict=True):
             if tuple(theirs[part].shape) != shape:
                 raise InputRejected(
                     f"tensor {part!r} has shape {list(theirs[part].shape)}, the configuration says {list(shape)}",
@@ -100,6 +98,14 @@ def read_checkpoint(path: Path, *, allow_non_finite: bool, ignore_fields: Sequen
         ignored_fields=list(ignore_fields),
         notes=notes,
     )
+
+
+def _part_shapes(config: ModelConfig, name: str, whole: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
+    """Of the tensors that are joined along dim 0: equal ones, but queries have heads of their own."""
+    if name.endswith("att_proj.weight"):
+        width = config.kv_heads * config.head_size
+        return [(config.hidden_size, whole[1]), (width, whole[1]), (width, whole[1])]
+    return [(whole[0] // count, *whole[1:])] * count
 
 
 def _unwrapped(stored: _Tensors, where: Path, notes: list[str]) -> _Tensors:

@@ -105,12 +105,7 @@ def _model_config(data: Mapping[str, Any], end_tokens: list[int], where: Path) -
         )
     _check_layer_types(data, where)
     heads, width = _integer(data, "num_attention_heads", where), _integer(data, "hidden_size", where)
-    if data.get("num_key_value_heads") not in (None, heads):
-        raise Unsupported(
-            f"{shown(data['num_key_value_heads'])} key-value heads for {heads} heads",
-            where=where,
-            fix="as many of both",
-        )
+    kv_heads = _optional_integer(data, "num_key_value_heads", where)
     if data.get("head_dim") not in (None, width // max(1, heads)):
         raise Unsupported(f"field 'head_dim' is {shown(data['head_dim'])}", where=where, fix="hidden_size / heads")
     vocabulary = _integer(data, "vocab_size", where)
@@ -118,6 +113,8 @@ def _model_config(data: Mapping[str, Any], end_tokens: list[int], where: Path) -
         hidden_size=width,
         num_layers=_integer(data, "num_hidden_layers", where),
         num_heads=heads,
+        # As many of both is what is written for none.
+        num_kv_heads=None if kv_heads == heads else kv_heads,
         ffn_size=0,
         vocab_size=vocabulary,
         embedding_size=vocabulary,

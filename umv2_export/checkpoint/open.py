@@ -17,6 +17,7 @@ def open_checkpoint(
     path: Path,
     *,
     query_layout: QueryLayout | None = None,
+    row_topk: int | None = None,
     allow_non_finite: bool = False,
     ignore_fields: Sequence[str] = (),
 ) -> Checkpoint:
@@ -26,6 +27,7 @@ def open_checkpoint(
         path: folder with config.yaml and model.pt (or rank_*/model.pt), or with config.json and *.safetensors, native
             or of a Hugging Face OLMoE.
         query_layout: read the query projection in this layout; None: as the format says.
+        row_topk: row keys, and column keys, that survive stage 1 of the retrieval; None: as the checkpoint says.
         allow_non_finite: let NaN and infinity in weights through.
         ignore_fields: unknown fields of the configuration that do not change what is computed, as the user says.
 
@@ -41,13 +43,21 @@ def open_checkpoint(
     if (path / official.CONFIG_FILE).exists():
         require_own_links(path, official.CONFIG_FILE)
         return official.read_checkpoint(
-            path, query_layout=query_layout, allow_non_finite=allow_non_finite, ignore_fields=ignore_fields
+            path,
+            query_layout=query_layout,
+            row_topk=row_topk,
+            allow_non_finite=allow_non_finite,
+            ignore_fields=ignore_fields,
         )
     if (path / native.CONFIG_FILE).exists():
         if read_json(path / olmoe.CONFIG_FILE).get("model_type") == olmoe.MODEL_TYPE:
             return olmoe.read_checkpoint(path, allow_non_finite=allow_non_finite, ignore_fields=ignore_fields)
         return native.read_checkpoint(
-            path, query_layout=query_layout, allow_non_finite=allow_non_finite, ignore_fields=ignore_fields
+            path,
+            query_layout=query_layout,
+            row_topk=row_topk,
+            allow_non_finite=allow_non_finite,
+            ignore_fields=ignore_fields,
         )
     raise InputRejected(
         "the folder holds no checkpoint",

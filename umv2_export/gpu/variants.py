@@ -290,7 +290,7 @@ def model_variants(
             for rows_dtype in rows_dtypes
         ]
         variants.append(
-            topk_variant(scores_dtype, ranks=m.tucker_rank, cores=m.tucker_cores, row_topk=m.row_topk, topk=m.topk)
+            topk_variant(scores_dtype, ranks=m.score_rank, cores=m.tucker_cores, row_topk=m.row_topk, topk=m.topk)
         )
     return variants
 

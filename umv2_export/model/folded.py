@@ -79,8 +79,10 @@ class TableLayout:
                 f"a shard of {shard_bytes} bytes holds no row: one row has {row_bytes} bytes",
                 fix="raise --shard-size; the default is 2GB",
             )
-        per_layer = memory.owns_its_rows or memory.kind == "ultramem_v1"
+        per_layer = memory.owns_its_rows or not memory.shares_a_table
         rows = memory.visible_rows if memory.owns_its_rows else memory.pool_rows
+        if memory.padding_row is not None:
+            rows = memory.padding_row + 1
         shards = -(-rows // most)
         if shards > MOST_SHARDS:
             raise InvalidRequest(
@@ -164,13 +166,15 @@ class FoldedMemoryLayer(MemoryLayer):
         self.row_matrices, self.col_matrices = key_matrices(m)
         self.row_keys = nn.ParameterList(self._key_matrix(matrix) for matrix in self.row_matrices)
         self.col_keys = nn.ParameterList(self._key_matrix(matrix) for matrix in self.col_matrices)
-        self.tucker_u = nn.Parameter(torch.zeros(m.heads, m.tucker_rank, dtype=torch.float32))
-        self.tucker_v = nn.Parameter(torch.zeros(m.heads, m.tucker_rank, dtype=torch.float32))
-        cores_shape = (m.tucker_cores, m.heads, m.tucker_rank, m.tucker_rank)
+        self.tucker_u = nn.Parameter(torch.zeros(m.heads, m.score_rank, dtype=torch.float32))
+        self.tucker_v = nn.Parameter(torch.zeros(m.heads, m.score_rank, dtype=torch.float32))
+        cores_shape = (m.tucker_cores, m.heads, m.score_rank, m.score_rank)
         self.tucker_cores = nn.Parameter(torch.zeros(cores_shape, dtype=torch.float32))
         self.pre_values_proj = nn.Linear(d, m.pre_value_dim, bias=False) if m.pre_value_dim else None
         self.values_proj = nn.Linear(m.value_dim * m.value_groups, d, bias=False)
-        if not m.owns_its_rows:
+        if m.kind == "memory_plus":
+            self.swilu_projection = nn.Linear(d, m.value_dim, bias=False)
+        if m.has_address_map:
             self.register_buffer("address_map", torch.zeros(m.stored_side**2, dtype=torch.int32))
             if m.value_groups > 1:
                 self.register_buffer("group_map", torch.zeros(m.stored_side**2, dtype=torch.int32))
@@ -210,7 +214,7 @@ class FoldedMemoryLayer(MemoryLayer):
             raise TypeError(f"the folded model reads a FoldedPool, got {type(pool).__name__}")
         m = self.memory
         indices_TK, group_TK = addresses_TK, None
-        if not m.owns_its_rows:
+        if m.has_address_map:
             indices_TK = self._mapped(self.address_map, addresses_TK)
             if m.value_groups > 1:
                 group_TK = self._mapped(self.group_map, addresses_TK)
@@ -234,8 +238,10 @@ class FoldedMemoryLayer(MemoryLayer):
         """table[addresses] as int64; index_select, unlike indexing, becomes one Gather."""
         return table_X.index_select(0, addresses_TK.flatten()).reshape(addresses_TK.shape).to(torch.int64)
 
-    def project(self, output_TX: torch.Tensor) -> torch.Tensor:
+    def project(self, output_TX: torch.Tensor, hidden_TD: torch.Tensor) -> torch.Tensor:
         """The output projection."""
+        if self.memory.kind == "memory_plus":
+            output_TX = output_TX * nn.functional.silu(self.swilu_projection(hidden_TD))
         projected: torch.Tensor = self.values_proj(output_TX)
         return projected
 

@@ -110,7 +110,7 @@ class Transformer(nn.Module):
         present, hidden, router_logits, normed, ffn = [], [], [], [], []
         memory: dict[int, torch.Tensor] = {}
         routing: dict[int, Routing] = {}
-        pending: dict[int, list[torch.Tensor]] = {}
+        pending: dict[int, torch.Tensor] = {}
         for i, block in enumerate(cast("Iterable[Block]", self.blocks)):
             hidden.append(x_BSD)
             after_attention_BSD, key_value = block.attention(x_BSD, positions, past[i])
@@ -131,13 +131,15 @@ class Transformer(nn.Module):
                         normed_BSD.flatten(0, 1), self.full_memory_layer, forced
                     )
                     memory[j] = output_TD.reshape(normed_BSD.shape)
-                    pending.setdefault(add, []).append(memory[j])
+                    pending[add] = memory[j]
                     routing[j] = layer_routing
-            for output_BSD in pending.pop(i, []):
-                x_BSD = x_BSD + output_BSD
+            if i in pending:
+                x_BSD = x_BSD + pending.pop(i)
         hidden.append(self.ln_f(x_BSD))
         head_XD = self.wte.weight if self.ff_out is None else self.ff_out.weight
         logits_BSX = nn.functional.linear(hidden[-1], head_XD)
+        if self.config.logits_scale != 1.0:
+            logits_BSX = logits_BSX * self.config.logits_scale
         layers = range(len(routing))
         return ModelOutput(
             logits_BSX,
@@ -157,12 +159,15 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, experts: Callable[[ModelConfig], nn.Module]) -> None:
         super().__init__()
         d, self.heads, self.head_size = config.hidden_size, config.num_heads, config.head_size
-        self.norms_heads, self.clip_qkv = config.qk_norm == "head", config.clip_qkv
+        self.kv_heads, self.qk_norm, self.clip_qkv = config.kv_heads, config.qk_norm, config.clip_qkv
+        kv_size = self.kv_heads * self.head_size
         self.attn_norm = RMSNorm(d, config.norm_eps)
-        self.att_proj = nn.Linear(d, 3 * d, bias=False)
-        norm_size = config.head_size if self.norms_heads else d
-        self.q_norm = RMSNorm(norm_size, config.norm_eps)
-        self.k_norm = RMSNorm(norm_size, config.norm_eps)
+        self.qkv_sizes = [d, kv_size, kv_size]
+        self.att_proj = nn.Linear(d, sum(self.qkv_sizes), bias=False)
+        if self.qk_norm != "none":
+            query_size, key_size = (self.head_size,) * 2 if self.qk_norm == "head" else (d, kv_size)
+            self.q_norm = RMSNorm(query_size, config.norm_eps)
+            self.k_norm = RMSNorm(key_size, config.norm_eps)
         self.attn_out = nn.Linear(d, d, bias=False)
         self.ff_norm = RMSNorm(d, config.norm_eps)
         self.router = None if config.experts is None else nn.Linear(d, config.experts.count, bias=False)
@@ -176,23 +181,30 @@ class Block(nn.Module):
         """The residual stream after attention, and the cache with the new positions."""
         batch, sequence = x_BSD.shape[:2]
         q, k, v_BHSD = (
-            part.reshape(batch, sequence, self.heads, self.head_size).transpose(1, 2)
+            part.reshape(batch, sequence, -1, self.head_size).transpose(1, 2)
             for part in self.queries_keys_values(self.attn_norm(x_BSD))
         )
-        if self.norms_heads:
+        if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         q_BHSD, k_BHSD = positions.rotate(q), positions.rotate(k)
         k_BHTD, v_BHTD = torch.cat([past[0], k_BHSD], 2), torch.cat([past[1], v_BHSD], 2)
         # Written out: at opset 18 the decomposed scaled_dot_product_attention took 36 % more time a step.
-        scores_BHST = q_BHSD @ k_BHTD.transpose(2, 3) * self.head_size**-0.5 + positions.bias_B1ST
-        weights_BHST = torch.softmax(scores_BHST.float(), -1).to(v_BHTD.dtype)
-        out_BSD = (weights_BHST @ v_BHTD).transpose(1, 2).reshape(batch, sequence, -1)
+        bias, keys, values = positions.bias_B1ST, k_BHTD, v_BHTD
+        if self.kv_heads != self.heads:
+            # A dimension of query heads that read one head of keys: the product broadcasts, nothing is repeated.
+            q_BHSD = q_BHSD.unflatten(1, (self.kv_heads, -1))
+            bias, keys, values = bias[:, :, None], keys[:, :, None], values[:, :, None]
+        scores = q_BHSD @ keys.transpose(-2, -1) * self.head_size**-0.5 + bias
+        weights = torch.softmax(scores.float(), -1).to(v_BHTD.dtype)
+        out = weights @ values
+        out_BHSD = out if self.kv_heads == self.heads else out.flatten(1, 2)
+        out_BSD = out_BHSD.transpose(1, 2).reshape(batch, sequence, -1)
         return x_BSD + self.attn_out(out_BSD), (k_BHTD, v_BHTD)
 
     def queries_keys_values(self, normed_BSD: torch.Tensor) -> Sequence[torch.Tensor]:
-        """The three projections, [B, S, D] each: normalised here if over all heads together, and clipped."""
-        q_BSD, k_BSD, v_BSD = self.att_proj(normed_BSD).chunk(3, -1)
-        if not self.norms_heads:
+        """The three projections, [B, S, heads * D] each: normalised here if over all heads together, and clipped."""
+        q_BSD, k_BSD, v_BSD = self.att_proj(normed_BSD).split(self.qkv_sizes, -1)
+        if self.qk_norm == "full":
             q_BSD, k_BSD = self.q_norm(q_BSD), self.k_norm(k_BSD)
         parts = (q_BSD, k_BSD, v_BSD)
         return parts if self.clip_qkv is None else [part.clamp(-self.clip_qkv, self.clip_qkv) for part in parts]
@@ -234,7 +246,7 @@ class Positions:
 
 def empty_past(config: ModelConfig, batch: int, dtype: torch.dtype = torch.float32) -> list[KeyValue]:
     """A cache of length 0."""
-    shape = (batch, config.num_heads, 0, config.head_size)
+    shape = (batch, config.kv_heads, 0, config.head_size)
     return [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in range(config.num_layers)]
 
 

@@ -118,6 +118,14 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
             "stock ONNX Runtime on a CPU runs no bf16 arithmetic: it would refuse to load the model",
             fix="--dtype fp16, or --dtype fp32 --table-dtype bf16; for GPU runtimes alone: --dtype bf16 --target gpu",
         )
+    low = [name for name in ("fp32_norm", "fp32_rope") if not getattr(checkpoint.config, name)]
+    if options.dtype != "fp32" and low:
+        field = {"fp32_norm": "convert2fp32", "fp32_rope": "rope_full_precision"}[low[0]]
+        raise Unsupported(
+            f"dtype {options.dtype} of a model with {field}: false",
+            why="the authors' code then computes norms or rotary angles in 16 bits, which this export does not follow",
+            fix="--dtype fp32, where it makes no difference",
+        )
     if checkpoint.config.experts is None and options.moe_form != "standard":
         raise InvalidRequest("the checkpoint has no experts", fix="leave out --moe-form")
     if options.moe_form == "contrib" and options.dtype != "fp32":
@@ -298,6 +306,7 @@ def _source(checkpoint: Checkpoint, track: Tracker) -> dict[str, object]:
         "format": checkpoint.format,
         "files": files,
         "sha256": hashlib.sha256(listing.encode()).hexdigest(),
+        "notes": list(checkpoint.notes),
     }
     if checkpoint.tokenizer is not None:
         source["tokenizer"] = checkpoint.tokenizer

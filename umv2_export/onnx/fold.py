@@ -16,7 +16,7 @@ from umv2_export.config import ModelConfig
 from umv2_export.dtypes import dtype_name
 from umv2_export.errors import InputRejected
 from umv2_export.model.folded import KeyMatrix, TableLayout, key_matrices, used_chunks
-from umv2_export.model.norm import rms_normalize
+from umv2_export.model.memory import adding_tucker, folded_keys
 
 __all__ = ["FoldedTensor", "Kind", "fold_checkpoint"]
 
@@ -158,19 +158,10 @@ def _fold_layer(checkpoint: Checkpoint, j: int, dtype: torch.dtype, key_dtype: t
             shape = (m.key_dim, len(matrix.heads) * m.stored_side * len(matrix.ranks))
             compute = partial(_key_matrix, checkpoint, j, side, matrix)
             tensors.append(folded(f"{('row_keys', 'col_keys')[side]}.{i}", shape, "keys", compute, key_dtype))
-    fp32 = torch.float32
-    vectors, cores = (m.heads, m.tucker_rank), (m.tucker_cores, m.heads, m.tucker_rank, m.tucker_rank)
-    tensors += [
-        folded("tucker_u", vectors, "dense", lambda: read("tucker_core_u")[0, :, 0], fp32),
-        folded("tucker_v", vectors, "dense", lambda: read("tucker_core_v")[0, :, 0], fp32),
-        folded(
-            "tucker_cores",
-            cores,
-            "dense",
-            lambda: torch.stack([read(f"tucker_core.{k}") for k in range(m.tucker_cores)]),
-            fp32,
-        ),
-    ]
+    vectors, cores = (m.heads, m.score_rank), (m.tucker_cores, m.heads, m.score_rank, m.score_rank)
+    names, shapes = ("tucker_u", "tucker_v", "tucker_cores"), (vectors, vectors, cores)
+    for leaf, tucker_shape, stored in zip(names, shapes, _tucker(checkpoint, j), strict=True):
+        tensors.append(folded(leaf, tucker_shape, "dense", stored, torch.float32))
     if m.pre_value_dim:
         tensors.append(
             folded("pre_values_proj.weight", (m.pre_value_dim, d), "dense", lambda: read("pre_values_proj.weight"))
@@ -178,7 +169,10 @@ def _fold_layer(checkpoint: Checkpoint, j: int, dtype: torch.dtype, key_dtype: t
     tensors.append(
         folded("values_proj.weight", (d, m.value_dim * m.value_groups), "dense", lambda: read("values_proj.weight"))
     )
-    if not m.owns_its_rows:
+    if m.kind == "memory_plus":
+        gate = "swilu_projection.weight"
+        tensors.append(folded(gate, (m.value_dim, d), "dense", lambda: read(gate)))
+    if m.has_address_map:
         virtual = (m.stored_side**2,)
         tensors.append(folded("address_map", virtual, "map", partial(_address_map, checkpoint, j), torch.int32))
         if m.value_groups > 1:
@@ -186,12 +180,26 @@ def _fold_layer(checkpoint: Checkpoint, j: int, dtype: torch.dtype, key_dtype: t
     return tensors
 
 
+def _tucker(checkpoint: Checkpoint, j: int) -> tuple[Callable[[], torch.Tensor], ...]:
+    """The vectors u and v [H, R], and the cores [C, H, R, R], as stored; Memory+ stores none, it adds its scores."""
+    m, prefix = checkpoint.config.memory, f"transformer.mem_blocks.{j}."
+    if m.kind == "memory_plus":
+        u_HR, v_HR, cores_CHRR = adding_tucker(m)
+        return lambda: u_HR, lambda: v_HR, lambda: cores_CHRR
+    return (
+        lambda: checkpoint.read(prefix + "tucker_core_u")[0, :, 0],
+        lambda: checkpoint.read(prefix + "tucker_core_v")[0, :, 0],
+        lambda: torch.stack([checkpoint.read(f"{prefix}tucker_core.{k}") for k in range(m.tucker_cores)]),
+    )
+
+
 def _key_matrix(checkpoint: Checkpoint, j: int, side: int, matrix: KeyMatrix) -> torch.Tensor:
     """The keys that one query scores, normalised and scaled: [Dk, heads * N * ranks]."""
     prefix, eps = f"transformer.mem_blocks.{j}.", checkpoint.config.norm_eps
-    scale = checkpoint.read(prefix + "keys_norm.weight").float() * checkpoint.read(prefix + "query_norm.weight").float()
-    keys_HNKR = checkpoint.read(prefix + "keys")[:, side].float()
-    folded_HNKR = rms_normalize(keys_HNKR, eps, dim=2) * scale[:, None]
+    keys_norm, query_norm = (checkpoint.read(f"{prefix}{name}_norm.weight").float() for name in ("keys", "query"))
+    keys = checkpoint.read(prefix + "keys")[:, side]
+    folded_HNKR = folded_keys(checkpoint.config.memory, keys, keys_norm, query_norm, eps)
+    folded_HNKR = folded_HNKR if folded_HNKR.dim() == 4 else folded_HNKR[..., None]
     chosen = folded_HNKR[matrix.heads.start : matrix.heads.stop, :, :, matrix.ranks.start : matrix.ranks.stop]
     return chosen.permute(2, 0, 1, 3).flatten(1)
 
@@ -199,7 +207,8 @@ def _key_matrix(checkpoint: Checkpoint, j: int, side: int, matrix: KeyMatrix) ->
 def _physical_rows(config: ModelConfig, shuffle_index: torch.Tensor, j: int) -> torch.Tensor:
     """Physical row of every virtual address of layer j."""
     m = config.memory
-    return (shuffle_index % m.visible_rows + m.offset(j)) % m.pool_rows
+    rows = (shuffle_index % m.visible_rows + m.offset(j)) % m.pool_rows
+    return rows if m.padding_row is None else torch.where(shuffle_index == m.padding_row, m.padding_row, rows)
 
 
 def _address_map(checkpoint: Checkpoint, j: int) -> torch.Tensor:
@@ -219,7 +228,7 @@ def _table_pieces(
 ) -> Iterator[torch.Tensor]:
     """Interleaved rows [pre-value | value] of one shard."""
     config, m = checkpoint.config, checkpoint.config.memory
-    table = "transformer.full_memory_layer." if m.kind == "ultramem_v2" else f"transformer.mem_blocks.{layer}."
+    table = "transformer.full_memory_layer." if m.shares_a_table else f"transformer.mem_blocks.{layer}."
     parts = [checkpoint.tensors[table + "values_for_look_up"]]
     if m.pre_value_dim:
         parts.insert(0, checkpoint.tensors[table + "pre_values_for_look_up"])
@@ -230,9 +239,13 @@ def _table_pieces(
         # A permuted table is checked as a whole with its first shard, since any shard may hold any row of it. In file
         # order: the random gather below then finds its pages in memory.
         checked = range(int(order.min()), int(order.max()) + 1) if rows.start == 0 else range(0)
+    if m.padding_row is not None:
+        checked = range(rows.start, min(rows.stop, m.padding_row))
     for part in parts:
         part.check_finite(checked.start, checked.stop)
-    order = order[rows.start : rows.stop]
+    order = order[checked.start : checked.stop] if m.padding_row is not None else order[rows.start : rows.stop]
     step = max(1, PIECE_BYTES // (layout.row_size * layout.dtype.itemsize))
     for index in order.split(step):
         yield torch.cat([_cast(part.rows(index), layout.dtype, part.name) for part in parts], dim=1)
+    if m.padding_row in rows:
+        yield torch.zeros(1, layout.row_size, dtype=layout.dtype)

@@ -79,6 +79,8 @@ def op_signatures(config: ModelConfig, layout: TableLayout) -> OpSignatures:
     if config.experts is not None:
         chosen = config.experts
         return OpSignatures(experts=ExpertsSignature(chosen.count, chosen.topk, chosen.normalize_topk))
+    if not memory.layers:
+        return OpSignatures()
     row_matrices, col_matrices = key_matrices(memory)
     return OpSignatures(
         KeyScoresSignature(
@@ -122,7 +124,7 @@ def trace(
     """
     with FakeTensorMode():
         model = _Traced(folded_model(config, layout, dtype, key_dtype, moe_form))
-    cache_shape = (_BATCH, config.num_heads, _PAST, config.head_size)
+    cache_shape = (_BATCH, config.kv_heads, _PAST, config.head_size)
     # Every cache tensor is an object of its own: shared ones trace into a graph that is wrong for past > 0, silently.
     past = [
         (torch.zeros(cache_shape, dtype=dtype), torch.zeros(cache_shape, dtype=dtype)) for _ in range(config.num_layers)
@@ -153,7 +155,8 @@ def trace(
         raise AssertionError("torch.onnx.export returned no program")
     graph = program.model.graph
     del graph.outputs[len(output_names(config)) :]
-    program.model.opset_imports[CONTRIB_DOMAIN if config.experts and moe_form == "contrib" else DOMAIN] = VERSION
+    if config.experts is not None or config.memory.layers:
+        program.model.opset_imports[CONTRIB_DOMAIN if moe_form == "contrib" else DOMAIN] = VERSION
     return program.model
 
 

@@ -90,7 +90,7 @@ class Runtime(Protocol):
 
 def empty_cache(config: ModelConfig, batch: int) -> Cache:
     """A cache of length 0."""
-    empty = np.zeros((batch, config.num_heads, 0, config.head_size), dtype=np.float32)
+    empty = np.zeros((batch, config.kv_heads, 0, config.head_size), dtype=np.float32)
     return [(empty, empty)] * config.num_layers
 
 

@@ -1,0 +1,108 @@
+"""The tensors of the authors' state dicts -> ours: other names for experts, and what no forward reads left out."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from umv2_export.checkpoint.checkpoint import CheckpointTensor
+from umv2_export.checkpoint.official_config import OfficialModel, TensorFacts
+from umv2_export.errors import InputRejected
+
+__all__ = ["our_tensors", "tensor_facts"]
+
+# Derived copies of the cores that forks of the released code save.
+IGNORED_TENSORS = ("tucker_core_uv", "tucker_core_stacked")
+
+_MEMORY_LAYER = re.compile(r"transformer\.mem_blocks\.(\d{1,6})\.(.+)")
+_EXPERTS = re.compile(r"(transformer\.blocks\.\d{1,6}\.)ffn\.(experts\.mlp\.[wv]\d|router\.layer\.weight)")
+
+
+def our_tensors(
+    theirs: Mapping[str, CheckpointTensor], model: OfficialModel, *, where: Path
+) -> dict[str, CheckpointTensor]:
+    """Name the tensors as `tensor_shapes` does.
+
+    Memory layers whose output is never added are left out, and the others counted anew.
+
+    Raises:
+        InputRejected: a stack of experts has a shape that does not divide among them.
+    """
+    count = model.fields.integer("moe_num_experts") if model.has_experts else 0
+    position = {old: new for new, old in enumerate(model.insertion.added)}
+    ours: dict[str, CheckpointTensor] = {}
+    stacks: dict[str, dict[str, CheckpointTensor]] = {}
+    for name, tensor in theirs.items():
+        if name.rpartition(".")[2] in IGNORED_TENSORS:
+            continue
+        if layer := _MEMORY_LAYER.fullmatch(name):
+            old = int(layer[1])
+            if old < model.insertion.layers and old not in position:
+                continue
+            new_name = f"transformer.mem_blocks.{position.get(old, old)}.{layer[2]}"
+            ours[new_name] = tensor.renamed(new_name)
+        elif model.kind == "none" and name.startswith("transformer.full_memory_layer."):
+            continue  # their Memory+ makes its table even where no layer reads it
+        elif count and (expert := _EXPERTS.fullmatch(name)):
+            stacks.setdefault(expert[1], {})[expert[2]] = tensor
+        else:
+            ours[name] = tensor
+    for block, stack in stacks.items():
+        ours |= _experts(block, stack, count, where)
+    return ours
+
+
+def _experts(block: str, stack: Mapping[str, CheckpointTensor], count: int, where: Path) -> dict[str, CheckpointTensor]:
+    """The experts of a block, from w1, v1 and w2 [E * I, d]: silu(x w1) * (x v1), then w2 transposed."""
+    tensors = {}
+    router = stack.get("router.layer.weight")
+    if router is not None:
+        tensors[block + "router.weight"] = router.renamed(block + "router.weight")
+    gate, linear, out = (_slices(block, stack, name, count, where) for name in ("w1", "v1", "w2"))
+    for e in range(count):
+        for name, parts, transposed in (("ff_proj", [linear[e], gate[e]], False), ("ff_out", [out[e]], True)):
+            full = f"{block}experts.{e}.{name}.weight"
+            allow = stack["experts.mlp.w1"].allow_non_finite
+            tensors[full] = CheckpointTensor(full, parts, allow, axis=0, transposed=transposed)
+    return tensors
+
+
+def _slices(
+    block: str, stack: Mapping[str, CheckpointTensor], name: str, count: int, where: Path
+) -> Sequence[torch.Tensor]:
+    tensor = stack.get(f"experts.mlp.{name}")
+    if tensor is None:
+        raise InputRejected(f"tensor '{block}ffn.experts.mlp.{name}' missing", where=where)
+    if len(tensor.shape) != 2 or tensor.shape[0] % count:
+        raise InputRejected(
+            f"tensor '{block}ffn.experts.mlp.{name}' has shape {list(tensor.shape)}, not {count} equal experts",
+            where=where,
+        )
+    return tensor.joined().chunk(count)
+
+
+def tensor_facts(ours: Mapping[str, CheckpointTensor], model: OfficialModel, *, where: Path) -> TensorFacts | None:
+    """What the first memory layer's shapes tell; None without memory layers.
+
+    Raises:
+        InputRejected: its keys or cores are missing, or have other dimensions.
+    """
+    if model.kind == "none":
+        return None
+    layer = "transformer.mem_blocks.0."
+    keys = ours.get(layer + "keys")
+    if keys is None:
+        raise InputRejected(f"tensor '{layer}keys' missing", where=where, why="the configuration has memory layers")
+    if model.kind == "memory_plus":
+        return TensorFacts(1, 1, 1)
+    cores = sum(name.startswith(layer + "tucker_core.") for name in ours)
+    if not cores or len(keys.shape) != 5 or not keys.shape[-1]:
+        raise InputRejected(
+            f"tensor '{layer}keys' has shape {list(keys.shape)} and there are {cores} '{layer}tucker_core.*'",
+            where=where,
+            why="expected keys [heads, 2, keys per side, key size, Tucker rank] and at least one core",
+        )
+    projection, value_dim = ours.get(layer + "values_proj.weight"), model.fields.integer("mem_vdim")
+    groups = 1 if projection is None or len(projection.shape) != 2 else max(1, projection.shape[1] // value_dim)
+    return TensorFacts(keys.shape[-1], cores, groups)
