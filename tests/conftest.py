@@ -12,7 +12,7 @@ from filelock import FileLock
 from hypothesis import settings
 
 from tests.command import run_command
-from tests.golden import GOLDEN_CASES
+from tests.golden import GOLDEN_CASES, TRAINED_CASES
 
 # Without a GPU, the GPU kernels run in Triton's interpreter, which Triton decides when it is imported.
 if not torch.cuda.is_available():
@@ -22,7 +22,7 @@ if not torch.cuda.is_available():
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-GOLDEN = {case.name: case for case in GOLDEN_CASES}
+GOLDEN = {case.name: case for case in (*GOLDEN_CASES, *TRAINED_CASES)}
 
 
 class Exports:

@@ -80,7 +80,7 @@ def test_sizes_of_the_memory_that_contradict_each_other_are_rejected(changes: di
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "memory_plus"}, "memory.kind is 'memory_plus'"),
+        ({"kind": "peer"}, "memory.kind is 'peer'"),
         ({"query_layout": "interleaved"}, "memory.query_layout is 'interleaved'"),
         ({"activation": "relu"}, "memory.activation is 'relu'"),
         ({"activation": "gelu", "pre_value_dim": 0}, "there is no pre-score"),

@@ -31,9 +31,9 @@ VALUES = "transformer.full_memory_layer.values_for_look_up"
 PRE_VALUES = "transformer.full_memory_layer.pre_values_for_look_up"
 
 
-def copy_golden(folder: Path, name: str = "v2_shared_ring") -> Path:
+def copy_golden(folder: Path, case: str | Path = "v2_shared_ring") -> Path:
     """A copy of a golden checkpoint, `folder/official`, that a test may spoil."""
-    return Path(shutil.copytree(GOLDEN[name], folder / "official"))
+    return Path(shutil.copytree(GOLDEN[case] if isinstance(case, str) else case, folder / "official"))
 
 
 def load_golden(name: str = "v2_shared_ring") -> dict[str, torch.Tensor]:

@@ -94,6 +94,7 @@ VARIANTS = {
     "ring, expanded keys, four groups": variant("umv2-tiny-shared", value_groups=4),
     "unsorted placements": variant("umv2-tiny", placements=((2, 2), (0, 1))),
     "UltraMem V1": variant("umv1-tiny"),
+    "UltraMem V1 in every block": variant("umv1-tiny", placements=((0, 0), (1, 1), (2, 2))),
     "UltraMem V1 without expansion": variant("umv1-tiny", key_expansion=1, value_groups=1),
 }
 

@@ -173,12 +173,18 @@ def _memory(model: OfficialModel, facts: TensorFacts, query_layout: QueryLayout,
             value_groups=facts.value_groups,
             **common,
         )
+    query_per_rank, heads = read.boolean("mem_q_for_each_tucker_rank"), common["heads"]
+    if query_layout == "released" and not query_per_rank and heads > 2:
+        raise Unsupported(
+            f"field 'mem_head' is {heads} without mem_q_for_each_tucker_rank",
+            why="head h of the authors' code takes query group h // 2, and there is one group",
+        )
     left_out = len(insertion.added) < insertion.layers
     memory = MemoryConfig(
         "ultramem_v2",
         pre_value_dim=read.integer("mem_pre_vdim", minimum=0),
         share_ratio=read.real("mem_share_ratio"),
-        query_per_rank=read.boolean("mem_q_for_each_tucker_rank"),
+        query_per_rank=query_per_rank,
         key_expansion=read.integer("mem_key_expand_time"),
         value_groups=read.integer("mem_value_expand_time"),
         activation="gelu" if read.boolean("mem_use_glu_act") else "none",

@@ -4,7 +4,7 @@ Source: UltraMemV2, arXiv 2508.18756; UltraMem V1, arXiv 2411.12364; Memory+ as 
 it, after Memory Layers at Scale, arXiv 2412.09764. Shape suffixes: see `umv2_export.ops`.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -163,7 +163,7 @@ class ReferenceMemoryLayer(MemoryLayer):
         """S[t, h, :, i] = K[h, side, :, :, i] @ q[t, chunk of (side, h, i)]."""
         queries_TXK = self.query_proj(hidden_TD).unflatten(1, (-1, self.memory.key_dim))
         if self.key_dtype == torch.float32:
-            query_TXK, keys_HSNKR = self.query_norm(queries_TXK), self.keys
+            query_TXK, keys_HSNKR = self.query_norm(queries_TXK), cast("torch.Tensor", self.keys)
             if self.memory.normalizes_keys:
                 keys_HSNKR = self.keys_norm(keys_HSNKR.transpose(3, 4)).transpose(3, 4)
         else:
