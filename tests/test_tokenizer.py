@@ -121,7 +121,7 @@ def test_every_failure_of_the_package_is_a_rejected_input(
     tmp_path: Path, exported: Exported, capfd: pytest.CaptureFixture[str], changes: dict[str, Any]
 ) -> None:
     file = write(tmp_path, **changes)
-    bundle = exported("v2_shared_ring", "--no-validate")[0]
+    bundle = exported("v2_shared_ring")[0]
     result = run_command("generate", bundle, "--prompt", "a", "--tokenizer", file)
     assert result.exit_code == 3
     assert str(file) in result.stderr
@@ -243,7 +243,7 @@ def test_a_tokenizer_that_is_none_is_refused_before_anything_is_written(tmp_path
 
 
 def test_a_text_without_a_tokenizer_is_its_bytes(exported: Exported) -> None:
-    bundle = Bundle(exported("v2_shared_ring", "--no-validate")[0])
+    bundle = Bundle(exported("v2_shared_ring")[0])
     np.testing.assert_array_equal(text_ids(bundle, b"a\xff"), [97, 255 % 250])
     with pytest.raises(InvalidRequest, match="empty"):
         text_ids(bundle, b"")
