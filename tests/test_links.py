@@ -181,6 +181,8 @@ def test_links_in_a_circle_are_named(tmp_path: Path) -> None:
 SECRETS = {
     "text": "-----BEGIN OPENSSH PRIVATE KEY-----\nc2VjcmV0\n",
     "json": json.dumps({"auths": {"registry": {"auth": "c2VjcmV0"}}}),
+    "settings": json.dumps({"model": "large", "chat_template": "x", "api_key": "c2VjcmV0"}),
+    "nested": json.dumps({"model": {"name": "large", "api_key": "c2VjcmV0"}}),
     "list": json.dumps(["c2VjcmV0"]),
     "number": "4321",
 }

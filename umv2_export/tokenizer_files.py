@@ -27,9 +27,9 @@ SETTINGS_FILE = "tokenizer_config.json"
 # The largest published ones have 35 MB (262,144 tokens with their merges).
 MAX_BYTES = 128 * 2**20
 
-# A file of these names holds one of these fields, or none at all. Keys and logins of other programs hold none of them.
+# A file of these names has one of these fields, or none at all. Keys, logins and settings of other programs do not: of
+# those around language models some have `model`, `temperature` or `chat_template`.
 _SIGNS: Mapping[str, frozenset[str]] = {
-    TOKENIZER_FILE: frozenset({"model"}),
     SETTINGS_FILE: frozenset(
         {
             "add_bos_token",
@@ -37,7 +37,6 @@ _SIGNS: Mapping[str, frozenset[str]] = {
             "add_prefix_space",
             "added_tokens_decoder",
             "bos_token",
-            "chat_template",
             "clean_up_tokenization_spaces",
             "eos_token",
             "model_max_length",
@@ -83,14 +82,21 @@ def read_tokenizer_file(file: Path, name: str | None = None) -> tuple[bytes, Map
         data = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputRejected(f"not a {name}: it is not JSON", where=file, why=str(error)) from error
-    if not isinstance(data, dict) or (data and not data.keys() & _SIGNS[name]):
+    if not isinstance(data, dict) or (data and not _is(name, data)):
         raise InputRejected(
             f"not a {name}",
             where=file,
-            why="it has none of the fields " + ", ".join(sorted(_SIGNS[name])),
+            why="it has none of the fields that such a file has",
             fix="remove the file, or put the right one in its place",
         )
     return content, data
+
+
+def _is(name: str, data: Mapping[str, Any]) -> bool:
+    if name == TOKENIZER_FILE:
+        model = data.get("model")
+        return isinstance(model, dict) and isinstance(model.get("vocab"), dict | list)
+    return bool(data.keys() & _SIGNS[name])
 
 
 def copy_tokenizer_files(files: Iterable[Path], folder: Path) -> list[Path]:

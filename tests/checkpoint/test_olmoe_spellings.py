@@ -277,6 +277,22 @@ def test_pickled_weights_are_refused_with_the_line_that_converts(plain: Path, na
     assert f"M.from_pretrained('{plain}'" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"model_type": "llama"}, {"model_type": ["olmoe"]}, {"model_type": ..., "architectures": ["LlamaForCausalLM"]}],
+    ids=str,
+)
+def test_another_model_of_hugging_face_is_named(plain: Path, fields: dict[str, Any]) -> None:
+    edit(plain, **fields)
+    with pytest.raises(Unsupported, match=r"'model_type' is|'architectures' is"):
+        open_checkpoint(plain)
+
+
+def test_the_architecture_tells_what_the_type_does_not(plain: Path) -> None:
+    edit(plain, model_type=...)
+    assert_same_model(open_checkpoint(plain), "plain")
+
+
 def test_an_adapter_beside_the_weights_is_refused(plain: Path) -> None:
     (plain / "adapter_config.json").write_text("{}")
     with pytest.raises(Unsupported, match="adapter"):

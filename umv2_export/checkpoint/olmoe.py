@@ -5,8 +5,9 @@ save and load; checked against both, see tests/data/olmoe.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,12 +15,12 @@ from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, vali
 from umv2_export.checkpoint.olmoe_config import CONFIG_FILE, read_config
 from umv2_export.checkpoint.safetensors_files import map_tensors, weight_notes
 from umv2_export.config import ModelConfig, tensor_shapes
-from umv2_export.errors import InputRejected, Unsupported
+from umv2_export.errors import InputRejected, Unsupported, shown
 from umv2_export.files import tokenizer_files
 
-__all__ = ["CONFIG_FILE", "MODEL_TYPE", "read_checkpoint"]
+__all__ = ["CONFIG_FILE", "is_olmoe", "read_checkpoint"]
 
-MODEL_TYPE = "olmoe"
+MODEL_TYPE, ARCHITECTURE = "olmoe", "OlmoeForCausalLM"
 
 # transformers would load it in place of the weights.
 ADAPTER_FILE = "adapter_config.json"
@@ -45,6 +46,21 @@ _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped
 _FREQUENCIES = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.(original_)?inv_freq")
 
 _Tensors = dict[str, torch.Tensor]
+
+
+def is_olmoe(data: Mapping[str, Any], where: Path) -> bool:
+    """Whether a config.json is that of an OLMoE; false where no model of Hugging Face is named.
+
+    Raises:
+        Unsupported: it is that of another model of Hugging Face.
+    """
+    kind, architectures = data.get("model_type"), data.get("architectures")
+    if kind == MODEL_TYPE or (kind is None and architectures == [ARCHITECTURE]):
+        return True
+    if kind is not None or architectures is not None:
+        named = f"'model_type' is {shown(kind)}" if kind is not None else f"'architectures' is {shown(architectures)}"
+        raise Unsupported(f"field {named}", where=where, fix=f"of Hugging Face's models, {MODEL_TYPE!r} is read")
+    return False
 
 
 def read_checkpoint(path: Path, *, allow_non_finite: bool, ignore_fields: Sequence[str] = ()) -> Checkpoint:

@@ -50,7 +50,7 @@ def open_checkpoint(
             ignore_fields=ignore_fields,
         )
     if (path / native.CONFIG_FILE).exists():
-        if read_json(path / olmoe.CONFIG_FILE).get("model_type") == olmoe.MODEL_TYPE:
+        if olmoe.is_olmoe(read_json(path / olmoe.CONFIG_FILE), path / olmoe.CONFIG_FILE):
             return olmoe.read_checkpoint(path, allow_non_finite=allow_non_finite, ignore_fields=ignore_fields)
         return native.read_checkpoint(
             path,
