@@ -441,6 +441,7 @@ def parity(
         checkpoint = open_checkpoint(
             reference, row_topk=opened.config.memory.row_topk or None, ignore_fields=ignore_fields
         )
+        print_notes(checkpoint.notes)
     report = check_bundle(
         opened, checkpoint, runtimes, atol=atol, rtol=rtol, seed=seed, text=text, layerwise=layerwise, engine=choice
     )

@@ -166,6 +166,17 @@ def test_a_checkpoint_of_another_users_links_is_refused(
         open_checkpoint(folder)
 
 
+def test_a_step_behind_another_users_link_is_refused(tmp_path: Path, foreign: Callable[[Path], None]) -> None:
+    shutil.copytree(GOLDEN["v2_shared_ring"], tmp_path / "private")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "step5-unsharded").symlink_to(tmp_path / "private")
+    assert open_checkpoint(run).notes
+    foreign(run)
+    with pytest.raises(InputRejected, match="link of another user"):
+        open_checkpoint(run)
+
+
 def test_links_in_a_circle_are_named(tmp_path: Path) -> None:
     (tmp_path / "first").symlink_to("second")
     (tmp_path / "second").symlink_to("first")

@@ -42,6 +42,7 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.tensors.values()})
     return {
         "kind": "checkpoint",
+        "path": str(checkpoint.path),
         "format": checkpoint.format,
         "config": checkpoint.config.as_dict(),
         "parameters": count_parameters(checkpoint.config).as_dict(),

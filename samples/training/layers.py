@@ -46,7 +46,7 @@ class TrainedMemoryLayer(ReferenceMemoryLayer):
                 )
         scores_TKC = scores_at(forced_addresses, row_THNR, col_THNR, cores_CHRR)
         output_TX = self.lookup(hidden_TD, pool, forced_addresses, scores_TKC)
-        return self.project(output_TX), Routing(row_THNR, col_THNR, forced_addresses)
+        return self.project(output_TX, hidden_TD), Routing(row_THNR, col_THNR, forced_addresses)
 
     @torch.no_grad()
     def _update_vectors(self) -> None:

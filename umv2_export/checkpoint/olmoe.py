@@ -14,6 +14,7 @@ import torch
 from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, validate_tensors
 from umv2_export.checkpoint.olmoe_config import CONFIG_FILE, read_config
 from umv2_export.checkpoint.safetensors_files import map_tensors, weight_notes
+from umv2_export.checkpoint.tensor_names import unwrapped_names
 from umv2_export.config import ModelConfig, tensor_shapes
 from umv2_export.errors import InputRejected, Unsupported, shown
 from umv2_export.files import tokenizer_files
@@ -40,8 +41,8 @@ _BLOCK = {
     "router.weight": "mlp.gate.weight",
 }
 
-# What compilers, checkpointing and parallel training wrap around modules, as a part of a tensor's name.
-_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# Before every name of the base model.
+BASE = "model."
 
 _FREQUENCIES = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.(original_)?inv_freq")
 
@@ -126,19 +127,17 @@ def _part_shapes(config: ModelConfig, name: str, whole: tuple[int, ...], count: 
 
 def _unwrapped(stored: _Tensors, where: Path, notes: list[str]) -> _Tensors:
     """Tensors under the names of `OlmoeForCausalLM`: without wrappers, with the prefix that its base model lacks."""
-    tensors: _Tensors = {}
-    found: set[str] = set()
-    for name, tensor in stored.items():
-        parts = name.split(".")
-        found |= {part for part in parts if part in _WRAPPERS}
-        plain = ".".join(part for part in parts if part not in _WRAPPERS)
-        if plain in tensors:
-            raise InputRejected(f"tensor {plain!r} stands twice in the file", where=where)
-        tensors[plain] = tensor
-    if found:
-        notes.append(f"names of tensors are read without the wrappers {', '.join(sorted(found))}")
-    if not any(name.startswith("model.") for name in tensors):
-        tensors = {name if name.startswith("lm_head.") else f"model.{name}": value for name, value in tensors.items()}
+    try:
+        tensors, wrappers = unwrapped_names(stored)
+    except (InputRejected, Unsupported) as error:
+        error.where = error.where or str(where)
+        raise
+    # The base model's prefix is one of its own, and stands before every tensor where the embeddings are tied.
+    wrappers = [wrapper for wrapper in wrappers if wrapper != BASE]
+    if wrappers:
+        notes.append(f"names of tensors are read without the wrappers {', '.join(wrappers)}")
+    if not any(name.startswith(BASE) for name in tensors):
+        tensors = {name if name.startswith("lm_head.") else BASE + name: value for name, value in tensors.items()}
     return tensors
 
 

@@ -1,14 +1,15 @@
-"""A folder of any format is recognised by its configuration file."""
+"""A folder of any format is recognised by its configuration file, a run's folder by its steps."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from umv2_export.checkpoint import native, official, olmoe
 from umv2_export.checkpoint.checkpoint import Checkpoint
+from umv2_export.checkpoint.run_folder import Step, choose_step
 from umv2_export.config import QueryLayout
-from umv2_export.errors import InputRejected
+from umv2_export.errors import EnvironmentUnfit, InputRejected
 from umv2_export.files import read_json
-from umv2_export.links import require_own_links
 
 __all__ = ["open_checkpoint"]
 
@@ -24,8 +25,9 @@ def open_checkpoint(
     """Open a checkpoint folder of any format.
 
     Args:
-        path: folder with config.yaml and model.pt (or rank_*/model.pt), or with config.json and *.safetensors, native
-            or of a Hugging Face OLMoE.
+        path: folder with config.yaml and weights in a layout of the authors' checkpointers, or with config.json and
+            *.safetensors, native or of a Hugging Face OLMoE; or the folder of a training run, of which the newest
+            unsharded step is read.
         query_layout: read the query projection in this layout; None: as the format says.
         row_topk: row keys, and column keys, that survive stage 1 of the retrieval; None: as the checkpoint says.
         allow_non_finite: let NaN and infinity in weights through.
@@ -37,11 +39,32 @@ def open_checkpoint(
         InvalidRequest: a field that shall be ignored is not there, or is understood.
     """
     if not path.exists():
+        if path.is_symlink():
+            raise InputRejected("the path is a link that leads nowhere", where=path, why=f"it says {path.readlink()}")
         raise InputRejected("no such checkpoint folder", where=path)
     if not path.is_dir():
         raise InputRejected("a checkpoint is a folder, this is a file", where=path, fix=f"pass {path.parent}")
+    try:
+        step = choose_step(path)
+    except PermissionError as error:
+        raise EnvironmentUnfit("the folder may not be read", where=path, why=str(error)) from error
+    if step is None:
+        return _open_folder(path, query_layout, row_topk, ignore_fields, allow_non_finite)
+    try:
+        checkpoint = _open_folder(step.path, query_layout, row_topk, ignore_fields, allow_non_finite)
+    except InputRejected as error:
+        raise _with_others(error, step) from error
+    return replace(checkpoint, notes=(*step.notes, *checkpoint.notes))
+
+
+def _open_folder(
+    path: Path,
+    query_layout: QueryLayout | None,
+    row_topk: int | None,
+    ignore_fields: Sequence[str],
+    allow_non_finite: bool,
+) -> Checkpoint:
     if (path / official.CONFIG_FILE).exists():
-        require_own_links(path, official.CONFIG_FILE)
         return official.read_checkpoint(
             path,
             query_layout=query_layout,
@@ -59,9 +82,23 @@ def open_checkpoint(
             allow_non_finite=allow_non_finite,
             ignore_fields=ignore_fields,
         )
+    # A folder inside of a step: rank_0, model_and_optim, model.
+    step = path.resolve().parent
     raise InputRejected(
         "the folder holds no checkpoint",
         where=path,
         why=f"neither {official.CONFIG_FILE} (the authors' format) nor {native.CONFIG_FILE} (native, or a Hugging Face "
-        "OLMoE) is there",
+        "OLMoE) is there, nor a step of a run (stepN-unsharded)",
+        fix=f"pass {step}, which has one" if (step / official.CONFIG_FILE).is_file() else None,
+    )
+
+
+def _with_others(error: InputRejected, step: Step) -> InputRejected:
+    """The same refusal, which says that the run holds other steps; none of them is taken in silence."""
+    if not step.others:
+        return error
+    others = ", ".join(str(path) for path in step.others[:3])
+    advice = f"the run has other steps, which can be passed: {others}"
+    return InputRejected(
+        error.what, where=error.where, why=error.why, fix=f"{error.fix}; {advice}" if error.fix else advice
     )
