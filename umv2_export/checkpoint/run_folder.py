@@ -69,8 +69,8 @@ def choose_step(run: Path) -> Step | None:
             where=run,
             fix=f"pass one of them: {chosen[0]}",
         )
-    require_own_links(run, chosen[0].name)
     _require_content(chosen[0], others)
+    require_own_links(run, chosen[0].name)
     notes = [f"{run} is a run; its step {chosen[0].name} is read"]
     if chosen[0].is_symlink():
         notes.append(f"{chosen[0].name} is a link to {shown(str(chosen[0].resolve()))}")
