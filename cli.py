@@ -3,6 +3,7 @@
 Results go to stdout, progress and errors to stderr. Heavy imports happen inside the command that needs them.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from umv2_export import __version__
-from umv2_export.errors import CheckFailed, EnvironmentUnfit, InvalidRequest, Umv2Error
+from umv2_export.errors import CheckFailed, EnvironmentUnfit, InvalidRequest, Umv2Error, printable
 from umv2_export.names import (
     BUILD_RUNTIMES,
     DTYPES,
@@ -30,6 +31,7 @@ from umv2_export.presets import PRESETS
 
 if TYPE_CHECKING:
     from umv2_export.bundle import Bundle
+    from umv2_export.checkpoint import Checkpoint
     from umv2_export.checkpoint.native import TensorStream
     from umv2_export.config import ModelConfig
     from umv2_export.engines.build import BuildResult
@@ -115,9 +117,28 @@ def output_options(command: Command) -> Command:
     return command
 
 
+def ignore_field_option(command: Command) -> Command:
+    """--ignore-field."""
+    return click.option(
+        "--ignore-field",
+        "ignore_fields",
+        multiple=True,
+        metavar="NAME",
+        help="Leave out a field of the configuration that this tool does not know; the result records it. Repeatable.",
+    )(command)
+
+
+def tokenizer_option(command: Command) -> Command:
+    """--tokenizer."""
+    return click.option(
+        "--tokenizer", type=FOLDER, metavar="FILE", help="tokenizer.json of the model; default: that of the folder."
+    )(command)
+
+
 def checkpoint_options(command: Command) -> Command:
     """How a checkpoint is read."""
     for option in (
+        ignore_field_option,
         click.option("--allow-non-finite", is_flag=True, help="Let NaN and infinity in weights through."),
         click.option(
             "--query-layout",
@@ -176,13 +197,14 @@ def env(as_json: bool) -> None:
 
 @cli.command()
 @click.argument("path", type=FOLDER)
+@ignore_field_option
 @json_option
-def inspect(path: Path, as_json: bool) -> None:
+def inspect(path: Path, ignore_fields: Sequence[str], as_json: bool) -> None:
     """Describe a checkpoint, a bundle, an engine or an .onnx file: config, sizes, ops, parameter counts."""
     from umv2_export.inspection import describe_path
     from umv2_export.report import print_description
 
-    facts = describe_path(path)
+    facts = describe_path(path, ignore_fields=ignore_fields)
     print_notes(facts.get("notes", []))
     print_json(facts) if as_json else print_description(facts)
 
@@ -190,31 +212,38 @@ def inspect(path: Path, as_json: bool) -> None:
 @cli.command()
 @click.argument("official", type=FOLDER)
 @output_options
+@tokenizer_option
 @checkpoint_options
 @json_option
 def convert(
     official: Path,
     output: Path,
+    tokenizer: Path | None,
     query_layout: str,
     row_topk: int | None,
     allow_non_finite: bool,
+    ignore_fields: Sequence[str],
     force: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Turn a checkpoint of the authors, or an OLMoE of Hugging Face, into config.json + safetensors."""
-    from umv2_export.checkpoint import open_checkpoint
-    from umv2_export.checkpoint.native import checkpoint_streams
+    from umv2_export.checkpoint.native import checkpoint_facts, checkpoint_streams
     from umv2_export.files import check_target
 
     check_target(output, force=force, inputs=[official])
-    checkpoint = open_checkpoint(
-        official, query_layout=LAYOUTS[query_layout], row_topk=row_topk, allow_non_finite=allow_non_finite
+    checkpoint = open_source(
+        official, query_layout, row_topk, tokenizer, ignore_fields, allow_non_finite=allow_non_finite
     )
-    print_notes(checkpoint.notes)
-    streams = checkpoint_streams(checkpoint)
     write_native(
-        checkpoint.config, streams, output, checkpoint.tokenizer_files, force=force, dry_run=dry_run, as_json=as_json
+        checkpoint.config,
+        checkpoint_streams(checkpoint),
+        output,
+        checkpoint.tokenizer_files,
+        facts=checkpoint_facts(checkpoint),
+        force=force,
+        dry_run=dry_run,
+        as_json=as_json,
     )
 
 
@@ -286,6 +315,7 @@ def init(preset: str, output: Path, seed: int, scheme: Any, force: bool, dry_run
 @click.option("--no-validate", is_flag=True, help="Skip the parity check after the export.")
 @click.option("--atol", type=tolerance, metavar="FLOAT", help="Absolute tolerance of the validation.")
 @click.option("--rtol", type=tolerance, metavar="FLOAT", help="Relative tolerance of the validation.")
+@tokenizer_option
 @checkpoint_options
 @json_option
 def onnx(
@@ -302,15 +332,16 @@ def onnx(
     no_validate: bool,
     atol: float | None,
     rtol: float | None,
+    tokenizer: Path | None,
     query_layout: str,
     row_topk: int | None,
     allow_non_finite: bool,
+    ignore_fields: Sequence[str],
     force: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Export a checkpoint to a bundle: model.onnx, weights, tables in shards, manifest."""
-    from umv2_export.checkpoint import open_checkpoint
     from umv2_export.files import check_target, require_free_space
     from umv2_export.onnx.export import ExportOptions, export_bundle, plan_export
     from umv2_export.parity import check_bundle
@@ -319,10 +350,9 @@ def onnx(
     from umv2_export.runtimes import require_runtime
 
     check_target(output, force=force, inputs=[checkpoint])
-    source = open_checkpoint(
-        checkpoint, query_layout=LAYOUTS[query_layout], row_topk=row_topk, allow_non_finite=allow_non_finite
+    source = open_source(
+        checkpoint, query_layout, row_topk, tokenizer, ignore_fields, allow_non_finite=allow_non_finite
     )
-    print_notes(source.notes)
     options = ExportOptions(dtype, key_dtype, table_dtype, moe_form, opset, shard_size, inline_functions, target)
     plan = plan_export(source, options)
     if dry_run:
@@ -376,6 +406,7 @@ def onnx(
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Text whose pieces are the test inputs; default: random tokens.",
 )
+@ignore_field_option
 @engine_options
 @json_option
 def parity(
@@ -387,6 +418,7 @@ def parity(
     rtol: float | None,
     seed: int,
     prompt_file: Path | None,
+    ignore_fields: Sequence[str],
     engine: Path | None,
     trust_engine: bool,
     plugin_library: Path | None,
@@ -402,11 +434,13 @@ def parity(
 
     choice = choose_engine(runtimes, engine, trust=trust_engine, plugin_library=plugin_library)
     opened = Bundle(bundle)
-    text = None if prompt_file is None else text_ids(opened, prompt_file.read_bytes())
+    text = None if prompt_file is None else text_ids(opened, prompt_file.read_bytes(), where=prompt_file)
     checkpoint = None
     if reference is not None:
         # The bundle records which of two readings was exported; the checkpoint may not tell.
-        checkpoint = open_checkpoint(reference, row_topk=opened.config.memory.row_topk or None)
+        checkpoint = open_checkpoint(
+            reference, row_topk=opened.config.memory.row_topk or None, ignore_fields=ignore_fields
+        )
         print_notes(checkpoint.notes)
     report = check_bundle(
         opened, checkpoint, runtimes, atol=atol, rtol=rtol, seed=seed, text=text, layerwise=layerwise, engine=choice
@@ -421,10 +455,11 @@ def parity(
 
 @cli.command()
 @click.argument("bundle", type=FOLDER)
-@click.option("--prompt", help="Text; needs a tokenizer.json in the bundle.")
+@click.option("--prompt", help="Text; needs a tokenizer.json in the bundle, or --tokenizer.")
 @click.option("--prompt-ids", type=token_ids, metavar="IDS", help="Token ids, such as 1,2,3.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=32, show_default=True, help="Most tokens to add.")
-@click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-sequence token.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
+@tokenizer_option
 @click.option("--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", show_default=True)
 @click.option("--preload", is_flag=True, help="Read all tables into memory (huge pages) first instead of mapping them.")
 @engine_options
@@ -435,6 +470,7 @@ def generate(
     prompt_ids: tuple[int, ...] | None,
     max_new_tokens: int,
     ignore_eos: bool,
+    tokenizer: Path | None,
     runtime: str,
     preload: bool,
     engine: Path | None,
@@ -446,18 +482,21 @@ def generate(
     from umv2_export.bundle import Bundle
     from umv2_export.generation import generate_greedily
     from umv2_export.runtimes import choose_engine, open_runtime
-    from umv2_export.tokenizer import load_tokenizer
+    from umv2_export.tokenizer import bundle_tokenizer, utf8
+    from umv2_export.tokenizer_files import chosen_tokenizer
 
     if (prompt is None) == (prompt_ids is None):
         raise click.UsageError("pass either --prompt or --prompt-ids")
     choice = choose_engine([runtime], engine, trust=trust_engine, plugin_library=plugin_library)
     opened = Bundle(bundle)
-    tokenizer = None
+    words = None
+    if prompt is not None or tokenizer is not None:
+        words = bundle_tokenizer(opened, [] if tokenizer is None else chosen_tokenizer(tokenizer))
     if prompt is not None:
-        if opened.tokenizer_file is None:
-            raise InvalidRequest("the bundle has no tokenizer.json", where=bundle, fix="pass --prompt-ids")
-        tokenizer = load_tokenizer(opened.tokenizer_file)
-        prompt_ids = tuple(tokenizer.encode(prompt).ids)
+        if words is None:
+            raise no_tokenizer(opened)
+        print_notes(words.notes)
+        prompt_ids = tuple(words.encode(utf8(prompt, where="--prompt")))
     result = generate_greedily(
         open_runtime(runtime, opened, preload=preload, engine=choice),
         opened.config,
@@ -465,7 +504,7 @@ def generate(
         max_new_tokens,
         stop_at_eos=not ignore_eos,
     )
-    text = None if tokenizer is None else tokenizer.decode(result.token_ids)
+    text = None if words is None else words.decode(result.token_ids)
     if as_json:
         print_json(
             {
@@ -576,7 +615,7 @@ def bench(
     options = BenchOptions(batches, past, prefill, iterations, threads, runtime)
     content = default_text() if text is None else text.read_bytes()
     with progress_bars() as track:
-        result = benchmark_steps(opened, others, lambda model: text_ids(model, content), options, track)
+        result = benchmark_steps(opened, others, lambda model: text_ids(model, content, where=text), options, track)
     machine = describe_machine()
     if as_json:
         runtimes = [runtime, *("onnxruntime" for _ in others)]
@@ -764,12 +803,59 @@ def bench_op(rounds: int, threads: int, as_json: bool) -> None:
         print_op_results(results)
 
 
+def open_source(
+    path: Path,
+    query_layout: str,
+    row_topk: int | None,
+    tokenizer: Path | None,
+    ignore_fields: Sequence[str],
+    *,
+    allow_non_finite: bool,
+) -> "Checkpoint":
+    """The checkpoint that a command compiles, with the tokenizer that goes along; its notes are printed."""
+    from umv2_export.checkpoint import open_checkpoint
+    from umv2_export.tokenizer_files import chosen_tokenizer, require_tokenizer_files
+
+    files = None if tokenizer is None else chosen_tokenizer(tokenizer)
+    checkpoint = open_checkpoint(
+        path,
+        query_layout=LAYOUTS[query_layout],
+        row_topk=row_topk,
+        allow_non_finite=allow_non_finite,
+        ignore_fields=ignore_fields,
+    )
+    if files is not None:
+        checkpoint = dataclasses.replace(checkpoint, tokenizer_files=files)
+    require_tokenizer_files(checkpoint.tokenizer_files)
+    print_notes(checkpoint.notes)
+    return checkpoint
+
+
+def no_tokenizer(bundle: "Bundle") -> InvalidRequest:
+    """What to pass where a text prompt meets a bundle without a tokenizer."""
+    name = bundle.manifest.source.get("tokenizer")
+    named = isinstance(name, str)
+    return InvalidRequest(
+        "the bundle has no tokenizer.json",
+        where=bundle.path,
+        why=f"the checkpoint had none; its configuration names {name!r}" if named else "the checkpoint had none",
+        fix=("pass that file with --tokenizer" if named else "pass one with --tokenizer") + ", or pass --prompt-ids",
+    )
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """What a user should know and did not ask for."""
+    for note in notes:
+        click.echo(f"note: {printable(note)}", err=True)
+
+
 def write_native(
     config: "ModelConfig",
     streams: "Sequence[TensorStream]",
     output: Path,
     extra_files: Iterable[Path],
     *,
+    facts: Mapping[str, object] | None = None,
     force: bool,
     dry_run: bool,
     as_json: bool,
@@ -786,7 +872,7 @@ def write_native(
         print_dry_run(output, NATIVE_MEMORY, size, as_json=as_json)
         return
     with progress_bars() as track:
-        save_checkpoint(output, config, streams, extra_files, track, replace_target=force)
+        save_checkpoint(output, config, streams, extra_files, track, facts=facts, replace_target=force)
     parameters = count_parameters(config).as_dict()
     if as_json:
         files = {file.name: file.stat().st_size for file in sorted(output.iterdir())}
@@ -857,12 +943,6 @@ def print_dry_run(output: Path, memory: int, disk: int, *, as_json: bool) -> Non
     from umv2_export.report import format_bytes
 
     click.echo(f"{output}: needs {format_bytes(disk)} of disk and about {format_bytes(memory)} of memory")
-
-
-def print_notes(notes: Iterable[str]) -> None:
-    """What a user should know of how a checkpoint was read."""
-    for note in notes:
-        click.echo(f"note: {note}", err=True)
 
 
 def print_json(document: Mapping[str, Any]) -> None:

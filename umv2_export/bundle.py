@@ -17,7 +17,7 @@ from onnx.external_data_helper import ExternalDataInfo
 from umv2_export.config import ModelConfig
 from umv2_export.dtypes import torch_dtype
 from umv2_export.errors import CheckFailed, InputRejected
-from umv2_export.files import file_sha256, inside, read_json, tokenizer_files
+from umv2_export.files import file_sha256, inside, read_json
 from umv2_export.model.folded import MOST_SHARDS, TableLayout
 
 __all__ = ["MANIFEST_FILE", "MODEL_FILE", "WEIGHTS_FILE", "Bundle", "Manifest", "TableFile", "rows_file"]
@@ -25,6 +25,10 @@ __all__ = ["MANIFEST_FILE", "MODEL_FILE", "WEIGHTS_FILE", "Bundle", "Manifest", 
 MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "weights.data"
+
+# What hubs and their download tools add to a folder; no command reads it.
+DOWNLOADED_FILES = (".gitattributes", "README.md")
+DOWNLOAD_CACHE = ".cache/huggingface/"
 
 FORMAT = "umv2-bundle"
 FORMAT_VERSION = 3
@@ -159,11 +163,6 @@ class Bundle:
         return self.path / MODEL_FILE
 
     @property
-    def tokenizer_file(self) -> Path | None:
-        """tokenizer.json, where the checkpoint had one."""
-        return next((file for file in tokenizer_files(self.path) if file.name == "tokenizer.json"), None)
-
-    @property
     def layout(self) -> TableLayout:
         """How the rows lie in files."""
         tables = self.manifest.tables
@@ -259,10 +258,10 @@ class Bundle:
                     where=self.path,
                     fix="copy the bundle again, or export it again",
                 )
-        known = {MANIFEST_FILE, *self.manifest.files}
+        known = {MANIFEST_FILE, *DOWNLOADED_FILES, *self.manifest.files}
         strangers = sorted(str(p.relative_to(self.path)) for p in self.path.rglob("*") if p.is_file())
         for name in strangers:
-            if name not in known:
+            if name not in known and not name.startswith(DOWNLOAD_CACHE):
                 raise CheckFailed(f"file {name!r} is not in the manifest", where=self.path)
 
 

@@ -354,6 +354,7 @@ class ModelConfig:
         logits_scale: the logits are multiplied by it.
         fp32_norm: norms compute in fp32 whatever the dtype; False: in the dtype of their input.
         fp32_rope: likewise rotary embeddings.
+        more_eos_token_ids: generation ends after each of these too, not after eos_token_id alone.
     """
 
     hidden_size: int
@@ -376,6 +377,7 @@ class ModelConfig:
     logits_scale: float = 1.0
     fp32_norm: bool = True
     fp32_rope: bool = True
+    more_eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _require_choice("qk_norm", self.qk_norm, get_args(QueryKeyNorm))
@@ -451,9 +453,18 @@ class ModelConfig:
         """Size of one attention head."""
         return self.hidden_size // self.num_heads
 
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens after which generation ends."""
+        return frozenset((*(() if self.eos_token_id is None else (self.eos_token_id,)), *self.more_eos_token_ids))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` reads it back."""
         data = dataclasses.asdict(self)
+        # Left out where there are none, as in what was written before the field came.
+        data["more_eos_token_ids"] = list(self.more_eos_token_ids)
+        if not self.more_eos_token_ids:
+            del data["more_eos_token_ids"]
         if self.memory.kind == "none":
             return data | {"memory": None}
         data["memory"]["placements"] = [list(pair) for pair in self.memory.placements]
@@ -481,6 +492,11 @@ class ModelConfig:
                 parts["experts"] = ExpertsConfig(**_checked_fields(ExpertsConfig, experts, "experts.", where))
             if memory is not None:
                 parts["memory"] = cls._memory_from(memory, where)
+            if "more_eos_token_ids" in data:
+                more = data["more_eos_token_ids"]
+                if not isinstance(more, list) or not all(_is_int(token) for token in more):
+                    raise InputRejected("field 'more_eos_token_ids' must be a list of integers", where=where)
+                parts["more_eos_token_ids"] = tuple(more)
             return cls(**_checked_fields(cls, {**data, **parts}, "", where))
         except (InputRejected, Unsupported) as error:
             error.where = error.where or (None if where is None else str(where))

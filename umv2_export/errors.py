@@ -10,6 +10,7 @@ __all__ = [
     "InvalidRequest",
     "Umv2Error",
     "Unsupported",
+    "printable",
     "shown",
 ]
 
@@ -18,7 +19,7 @@ _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring = 2, 4, 4, 120
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Control characters of a file's names would reach the terminal, and could rewrite what it shows."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
@@ -50,7 +51,7 @@ class Umv2Error(Exception):
     def message(self) -> str:
         """The text for a terminal: one line for what, one for each of where, why and fix that is known."""
         details = (("where", self.where), ("why", self.why), ("fix", self.fix))
-        return "\n".join([_printable(self.what), *(f"  {name}: {_printable(text)}" for name, text in details if text)])
+        return "\n".join([printable(self.what), *(f"  {name}: {printable(text)}" for name, text in details if text)])
 
     def as_json(self) -> dict[str, object]:
         """The same facts for `--json`."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest, shown
+from umv2_export.links import require_own_links
 
 __all__ = [
     "TOKENIZER_FILES",
@@ -46,8 +47,9 @@ def read_json(file: Path) -> Mapping[str, Any]:
     """A JSON object.
 
     Raises:
-        InputRejected: the file is missing, too large, or holds none.
+        InputRejected: the file is missing, too large, behind another user's link, or holds none.
     """
+    require_own_links(file.parent, file.name)
     if not file.is_file():
         raise InputRejected("file missing", where=file)
     if file.stat().st_size > MAX_JSON_BYTES:
@@ -65,11 +67,12 @@ def inside(folder: Path, name: str) -> Path:
     """The file `name` of `folder`, where `name` was read from a file.
 
     Raises:
-        InputRejected: it is missing, or the name leads out of the folder.
+        InputRejected: it is missing, the name leads out of the folder, or a link on the way is another user's.
     """
     parts = PurePosixPath(name).parts
     if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\0" in name or "\\" in name:
         raise InputRejected(f"file name {name!r} leads out of its folder", where=folder)
+    require_own_links(folder, name)
     try:
         is_file = (folder / name).is_file()
     except (OSError, ValueError):  # a name that no file can have
@@ -80,8 +83,12 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The tokenizer files of a checkpoint or bundle, where it has any."""
-    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    """The tokenizer files of a checkpoint or bundle, where it has any.
+
+    Raises:
+        InputRejected: one is reached through another user's link.
+    """
+    return [inside(folder, name) for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

@@ -9,6 +9,7 @@ import numpy as np
 from umv2_export.config import ModelConfig
 from umv2_export.errors import InvalidRequest
 from umv2_export.runtimes import Runtime, StepInput, empty_cache
+from umv2_export.tokenizer import outside_vocabulary
 
 __all__ = ["Generation", "generate_greedily"]
 
@@ -36,15 +37,16 @@ def generate_greedily(
     *,
     stop_at_eos: bool = True,
 ) -> Generation:
-    """Continue a prompt with the best token each time, until the end-of-sequence token or the limit.
+    """Continue a prompt with the best token each time, until an end-of-sequence token or the limit.
 
     Raises:
         InvalidRequest: the prompt is empty or holds ids outside the vocabulary.
     """
-    bad = [token for token in prompt_ids if not 0 <= token < config.vocab_size]
-    if bad or not prompt_ids:
-        what = f"prompt id {bad[0]} is outside the vocabulary of {config.vocab_size}" if bad else "the prompt is empty"
-        raise InvalidRequest(what)
+    if not prompt_ids:
+        raise InvalidRequest("the prompt is empty")
+    bad = outside_vocabulary(prompt_ids, config.vocab_size)
+    if bad is not None:
+        raise InvalidRequest(f"prompt id {bad} is outside the vocabulary of {config.vocab_size}")
     ids = np.array([list(prompt_ids)], dtype=np.int64)
     past = empty_cache(config, 1)
     length, tokens, times = 0, list[int](), list[float]()
@@ -56,7 +58,7 @@ def generate_greedily(
         past = output.present
         token = int(output.logits[0, -1, : config.vocab_size].argmax())
         tokens.append(token)
-        if stop_at_eos and token == config.eos_token_id:
+        if stop_at_eos and token in config.end_tokens:
             break
         ids = np.array([[token]], dtype=np.int64)
     return Generation(tokens, times[0], float(np.mean(times[1:])) if len(times) > 1 else None)

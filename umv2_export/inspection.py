@@ -1,7 +1,7 @@
 """What a path holds: a checkpoint, a bundle, an engine or an ONNX file. Nothing is executed."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from umv2_export.errors import InputRejected
 __all__ = ["describe_path"]
 
 
-def describe_path(path: Path, *, row_topk: int | None = None) -> dict[str, Any]:
+def describe_path(path: Path, *, row_topk: int | None = None, ignore_fields: Sequence[str] = ()) -> dict[str, Any]:
     """Kind, configuration, sizes, ops and parameter counts.
 
     Args:
         path: what to describe.
         row_topk: of a checkpoint that does not tell it.
+        ignore_fields: of a checkpoint's configuration.
 
     Raises:
         InputRejected: nothing that this tool knows.
@@ -34,7 +35,7 @@ def describe_path(path: Path, *, row_topk: int | None = None) -> dict[str, Any]:
         return describe_engine(path)
     if (path / MANIFEST_FILE).is_file():
         return _describe_bundle(Bundle(path))
-    return _describe_checkpoint(open_checkpoint(path, row_topk=row_topk))
+    return _describe_checkpoint(open_checkpoint(path, row_topk=row_topk, ignore_fields=ignore_fields))
 
 
 def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -50,6 +51,9 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "notes": list(checkpoint.notes),
         "files": {str(file.relative_to(checkpoint.path)): file.stat().st_size for file in checkpoint.files},
         "size": checkpoint.size,
+        "tokenizer": checkpoint.tokenizer,
+        "tokenizer_files": [file.name for file in checkpoint.tokenizer_files],
+        "ignored_fields": list(checkpoint.ignored_fields),
     }
 
 

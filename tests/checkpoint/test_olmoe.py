@@ -65,7 +65,8 @@ def test_experts_in_standard_ops_run_in_openvino(case: Path, tmp_path: Path) -> 
     assert run_command(*export).exit_code == 0
     expected = np.load(case / "expected.npz")
     step = openvino_step(tmp_path / "bundle" / "model.onnx")
-    feed = prefill_feed(expected["input_ids"][:1], layers=2, heads=4, head_size=8)
+    heads = open_checkpoint(case).config.kv_heads
+    feed = prefill_feed(expected["input_ids"][:1], layers=2, heads=heads, head_size=8)
     np.testing.assert_allclose(step(feed)["logits"], expected["logits"][:1], rtol=0, atol=2e-4)
     greedy = greedy_tokens(step, feed, vocab_size=61, count=8)
     np.testing.assert_array_equal(greedy[0], expected["greedy"])
@@ -96,12 +97,35 @@ def edit(checkpoint: Path, **fields: Any) -> None:
     [
         ({"hidden_act": "gelu"}, Unsupported, "hidden_act"),
         ({"attention_bias": True}, Unsupported, "attention_bias"),
-        ({"sliding_window": 4}, Unsupported, "unknown field 'sliding_window'"),
-        ({"num_key_value_heads": 2}, Unsupported, "key-value heads"),
+        ({"sliding_window": 4}, Unsupported, "sliding_window"),
+        ({"num_key_value_heads": 2}, InputRejected, "shape"),
+        ({"num_key_value_heads": 3}, InputRejected, "cannot share 3 heads"),
+        ({"num_key_value_heads": "all"}, InputRejected, "must be an integer"),
         ({"rope_parameters": {"rope_type": "yarn"}}, Unsupported, "rope_parameters"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, Unsupported, "rope_scaling"),
+        ({"rope_scaling": {"rope_type": "linear"}}, Unsupported, "rope_scaling"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 1.0}}, Unsupported, "rope_scaling"),
+        ({"rope_scaling": {"rope_type": "default", "type": "yarn"}}, Unsupported, "rope_scaling"),
+        ({"rope_scaling": {"rope_type": "default", "factor": 4.0}}, Unsupported, "'factor' scales"),
+        ({"rope_scaling": "default"}, Unsupported, "rope_scaling"),
+        ({"rope_scaling": {"rope_type": ["default"]}}, Unsupported, "rope_scaling"),
+        ({"rope_scaling": {"rope_theta": 500.0}}, InputRejected, "given twice"),
+        ({"rope_parameters": {"rope_theta": "1e4"}}, InputRejected, "must be a number"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, Unsupported, "rope_parameters"),
         ({"rope_theta": 5.0}, InputRejected, "rope_theta"),
         ({"head_dim": 4}, Unsupported, "head_dim"),
+        ({"num_local_experts": 5}, InputRejected, "'num_experts' and 'num_local_experts' are 6 and 5"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, Unsupported, "layer_types"),
+        ({"pruned_heads": {"0": [1]}}, Unsupported, "pruned_heads"),
+        ({"per_layer_config": {"0": {"num_experts_per_tok": 1}}}, Unsupported, "per_layer_config"),
+        ({"partial_rotary_factor": 0.5}, Unsupported, "partial_rotary_factor"),
+        ({"transformers_weights": "other.safetensors"}, Unsupported, "transformers_weights"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, Unsupported, "'gptq': quantized weights"),
+        ({"quantization": {"bits": 4}}, Unsupported, "unknown field 'quantization'"),
+        ({"router_version": "v2"}, Unsupported, "unknown field 'router_version'"),
+        ({"eos_token_id": "end"}, InputRejected, "eos_token_id"),
+        ({"eos_token_id": [0, True]}, InputRejected, "eos_token_id"),
+        ({"eos_token_id": list(range(2000))}, InputRejected, "at most 1024"),
         ({"num_experts": 7}, InputRejected, "shape"),
         ({"num_experts": "six"}, InputRejected, "must be an integer"),
         ({"num_experts": 10**9}, Unsupported, "at most"),

@@ -23,6 +23,7 @@ from umv2_export.names import BUILD_RUNTIMES
 from umv2_export.progress import Advance, Tracker, silent
 from umv2_export.runtimes import open_runtime, require_runtime
 from umv2_export.runtimes.base import Array
+from umv2_export.runtimes.external_data import session_source
 
 __all__ = ["BenchOptions", "BenchResult", "Ceilings", "StepResult", "benchmark_steps"]
 
@@ -266,12 +267,11 @@ class _Contender:
         options = onnxruntime.SessionOptions()
         options.use_per_session_threads = False
         options.log_severity_level = 3
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(self.bundle.path.resolve())
-        )
+        source, folder = session_source(self.bundle, graph)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         if self.native:
             options.register_custom_ops_library(native_library())
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
     def _caller(self, bindings: list[Any]) -> Callable[[int], object]:
         session = self._session

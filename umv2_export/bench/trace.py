@@ -62,7 +62,8 @@ def default_text() -> bytes:
         size += len(pieces[-1])
         if size >= TEXT_BYTES:
             break
-    return b"".join(pieces)[:TEXT_BYTES]
+    # The cut may fall into a character.
+    return b"".join(pieces)[:TEXT_BYTES].decode("utf-8", "ignore").encode()
 
 
 def trace_routing(runtime: Runtime, bundle: Bundle, ids: Array, *, sequences: int, length: int) -> Trace:

@@ -128,12 +128,14 @@ class Checkpoint:
 
     Attributes:
         path: the folder.
-        format: `official` or `native`.
+        format: `official`, `native` or `olmoe`.
         config: the model.
         tensors: name -> tensor; the names are those of `tensor_shapes(config)`.
         files: all files that hold configuration and weights, in reading order.
-        tokenizer_files: tokenizer files beside them.
+        tokenizer_files: tokenizer files beside them, or those that the user named.
         notes: what a user should know of how it was read, a sentence each.
+        tokenizer: what the configuration calls its tokenizer, where it names one.
+        ignored_fields: unknown fields of the configuration that the user asked to leave out.
     """
 
     path: Path
@@ -143,6 +145,8 @@ class Checkpoint:
     files: Sequence[Path]
     tokenizer_files: Sequence[Path]
     notes: Sequence[str] = ()
+    tokenizer: str | None = None
+    ignored_fields: Sequence[str] = ()
 
     def read(self, name: str) -> torch.Tensor:
         """Tensor `name`, mapped where possible."""

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from umv2_export.errors import InputRejected, shown
+from umv2_export.links import require_own_links
 
 __all__ = ["CONFIG_FILE", "read_model_fields", "read_yaml"]
 
@@ -58,8 +59,9 @@ def read_yaml(file: Path) -> Any:
     """The document of a YAML file.
 
     Raises:
-        InputRejected: the file is missing, too large, or not YAML.
+        InputRejected: the file is missing, too large, behind another user's link, or not YAML.
     """
+    require_own_links(file.parent, file.name)
     if not file.is_file():
         raise InputRejected("the configuration is not a file", where=file)
     if file.stat().st_size > MAX_CONFIG_BYTES:

@@ -17,6 +17,7 @@ from umv2_export.checkpoint.state_dict import MODEL_KEYS, StateDict, unwrapped
 from umv2_export.checkpoint.torch_archive import Archive
 from umv2_export.errors import InputRejected, Umv2Error, shown
 from umv2_export.files import inside
+from umv2_export.links import require_own_links
 
 __all__ = ["METADATA_FILE", "read_distributed"]
 
@@ -75,6 +76,7 @@ def read_distributed(folder: Path) -> StateDict:
 
 
 def _read(folder: Path, metadata: Path) -> StateDict:
+    require_own_links(metadata.parent, metadata.name)
     if not metadata.is_file() or not metadata.stat().st_size:
         raise InputRejected(
             f"{METADATA_FILE} is {'empty' if metadata.is_file() else 'missing'}",

@@ -4,22 +4,30 @@ Tensor names are those of `tensor_shapes`, the released state dict's.
 """
 
 import json
-import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, validate_tensors
-from umv2_export.checkpoint.safetensors_files import INDEX_FILE, WEIGHTS_FILE, map_tensors
+from umv2_export.checkpoint.fields import identifier, without_ignored
+from umv2_export.checkpoint.safetensors_files import INDEX_FILE, WEIGHTS_FILE, map_tensors, weight_notes
 from umv2_export.config import ModelConfig, QueryLayout
 from umv2_export.errors import InputRejected, Unsupported, shown
 from umv2_export.files import HashedFile, atomic_directory, read_json, tensor_bytes, tokenizer_files
 from umv2_export.progress import Advance, Tracker, silent
+from umv2_export.tokenizer_files import copy_tokenizer_files
 
-__all__ = ["CONFIG_FILE", "TensorStream", "checkpoint_streams", "read_checkpoint", "save_checkpoint"]
+__all__ = [
+    "CONFIG_FILE",
+    "TensorStream",
+    "checkpoint_facts",
+    "checkpoint_streams",
+    "read_checkpoint",
+    "save_checkpoint",
+]
 
 CONFIG_FILE = "config.json"
 FORMAT = "umv2-native"
@@ -52,13 +60,19 @@ class TensorStream:
 
 
 def read_checkpoint(
-    path: Path, *, query_layout: QueryLayout | None, row_topk: int | None, allow_non_finite: bool
+    path: Path,
+    *,
+    query_layout: QueryLayout | None,
+    row_topk: int | None,
+    allow_non_finite: bool,
+    ignore_fields: Sequence[str] = (),
 ) -> Checkpoint:
     """Open a checkpoint in our format.
 
     Raises:
         InputRejected: a file is missing, corrupt, unsafe or contradicts the configuration.
         Unsupported: a field or tensor that is not implemented.
+        InvalidRequest: a field that shall be ignored is not there, or is understood.
     """
     data = read_json(path / CONFIG_FILE)
     if data.get("format") != FORMAT or data.get("format_version") != FORMAT_VERSION:
@@ -67,12 +81,14 @@ def read_checkpoint(
             f"expected {FORMAT!r} version {FORMAT_VERSION}",
             where=path / CONFIG_FILE,
         )
-    unknown = sorted(data.keys() - {"format", "format_version", "model"})
+    unknown = sorted(data.keys() - {"format", "format_version", "model", "tokenizer", "ignored_fields"})
     if unknown:
         raise Unsupported(f"unknown field {shown(unknown[0])}", where=path / CONFIG_FILE)
     model = data.get("model")
     if not isinstance(model, dict):
         raise InputRejected("section 'model' is missing", where=path / CONFIG_FILE)
+    known = {field.name for field in fields(ModelConfig)}
+    model = without_ignored(model, ignore_fields, known, where=path / CONFIG_FILE)
     config = ModelConfig.from_dict(model, where=path / CONFIG_FILE)
     if config.memory.layers:
         layout, kept = query_layout or config.memory.query_layout, row_topk or config.memory.row_topk
@@ -80,12 +96,36 @@ def read_checkpoint(
     mapped, files = map_tensors(path)
     tensors = {name: CheckpointTensor(name, [tensor], allow_non_finite) for name, tensor in mapped.items()}
     validate_tensors(config, tensors, where=path)
-    return Checkpoint(path, "native", config, tensors, [path / CONFIG_FILE, *files], tokenizer_files(path))
+    return Checkpoint(
+        path,
+        "native",
+        config,
+        tensors,
+        [path / CONFIG_FILE, *files],
+        tokenizer_files(path),
+        tokenizer=identifier(data.get("tokenizer")),
+        ignored_fields=[*_earlier_ignored(data, path / CONFIG_FILE), *ignore_fields],
+        notes=weight_notes(path),
+    )
+
+
+def _earlier_ignored(data: Mapping[str, Any], where: Path) -> list[str]:
+    """What `convert` was asked to leave out of the checkpoint that this one was made of."""
+    names = data.get("ignored_fields", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputRejected("field 'ignored_fields' must be a list of names", where=where)
+    return names
 
 
 def checkpoint_streams(checkpoint: Checkpoint) -> list[TensorStream]:
     """The tensors of a checkpoint of any format, to be written in this one."""
     return [TensorStream(name, tensor.shape, tensor.dtype, tensor) for name, tensor in checkpoint.tensors.items()]
+
+
+def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, object]:
+    """What config.json keeps of a checkpoint beside the model; nothing where there is nothing to keep."""
+    facts = {"tokenizer": checkpoint.tokenizer, "ignored_fields": list(checkpoint.ignored_fields)}
+    return {name: value for name, value in facts.items() if value}
 
 
 def save_checkpoint(
@@ -95,6 +135,7 @@ def save_checkpoint(
     extra_files: Iterable[Path] = (),
     track: Tracker = silent,
     *,
+    facts: Mapping[str, object] | None = None,
     replace_target: bool = False,
 ) -> None:
     """Write a checkpoint, one piece of a tensor in memory at a time; it appears whole or not at all.
@@ -105,10 +146,11 @@ def save_checkpoint(
         tensors: all its tensors.
         extra_files: tokenizer files to copy along.
         track: progress.
+        facts: further fields of config.json: `tokenizer`, `ignored_fields`.
         replace_target: replace a folder that is not empty.
 
     Raises:
-        InputRejected: a weight is NaN or infinite.
+        InputRejected: a weight is NaN or infinite, or a tokenizer file is not what its name says.
         EnvironmentUnfit: the disk is full.
     """
     groups: list[list[TensorStream]] = [[]]
@@ -126,11 +168,9 @@ def save_checkpoint(
             weight_map |= {tensor.name: name for tensor in group}
         if len(groups) > 1:
             _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        for file in extra_files:
-            shutil.copyfile(file, folder / file.name)
-        _write_json(
-            folder / CONFIG_FILE, {"format": FORMAT, "format_version": FORMAT_VERSION, "model": config.as_dict()}
-        )
+        copy_tokenizer_files(extra_files, folder)
+        document = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": config.as_dict(), **(facts or {})}
+        _write_json(folder / CONFIG_FILE, document)
 
 
 def _write_file(file: Path, tensors: list[TensorStream], advance: Advance) -> None:

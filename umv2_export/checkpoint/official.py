@@ -4,14 +4,16 @@ Source: the released training code (an OLMoE fork).
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, validate_tensors
-from umv2_export.checkpoint.config_file import CONFIG_FILE, read_model_fields
+from umv2_export.checkpoint.config_file import CONFIG_FILE, read_model_fields, read_yaml
+from umv2_export.checkpoint.fields import identifier, without_ignored
 from umv2_export.checkpoint.official_config import read_fields
+from umv2_export.checkpoint.official_fields import UNDERSTOOD
 from umv2_export.checkpoint.official_tensors import our_tensors, tensor_facts
 from umv2_export.checkpoint.weight_files import load_weights
 from umv2_export.config import TABLES, QueryLayout
@@ -22,16 +24,22 @@ __all__ = ["CONFIG_FILE", "read_checkpoint"]
 
 
 def read_checkpoint(
-    path: Path, *, query_layout: QueryLayout | None, row_topk: int | None, allow_non_finite: bool
+    path: Path,
+    *,
+    query_layout: QueryLayout | None,
+    row_topk: int | None,
+    allow_non_finite: bool,
+    ignore_fields: Sequence[str] = (),
 ) -> Checkpoint:
     """Open a checkpoint in the authors' format.
 
     Raises:
         InputRejected: a file is missing, corrupt, unsafe or contradicts the configuration.
         Unsupported: a field or tensor that is not implemented.
+        InvalidRequest: a field that shall be ignored is not there, or is understood.
     """
     config_file = path / CONFIG_FILE
-    fields = read_model_fields(config_file)
+    fields = without_ignored(read_model_fields(config_file), ignore_fields, UNDERSTOOD, where=config_file)
     # Before any tensor: what is not implemented is named as such, not as a tensor of an odd shape.
     with _located(config_file):
         model = read_fields(fields)
@@ -48,9 +56,18 @@ def read_checkpoint(
     with _located(config_file):
         config = model.config(facts, query_layout=query_layout or "released", row_topk=row_topk)
     validate_tensors(config, tensors, where=weight_files[0])
-    files = [config_file, *weight_files]
     notes = dict.fromkeys(note for rank in ranks for note in rank.notes)
-    return Checkpoint(path, "official", config, tensors, files, tokenizer_files(path), (*notes, *model.insertion.notes))
+    return Checkpoint(
+        path,
+        "official",
+        config,
+        tensors,
+        [config_file, *weight_files],
+        tokenizer_files(path),
+        (*notes, *model.insertion.notes),
+        tokenizer=_tokenizer_identifier(read_yaml(config_file)),
+        ignored_fields=list(ignore_fields),
+    )
 
 
 @contextlib.contextmanager
@@ -61,6 +78,12 @@ def _located(file: Path) -> Iterator[None]:
     except Umv2Error as error:
         error.where = error.where or str(file)
         raise
+
+
+def _tokenizer_identifier(document: object) -> str | None:
+    """The tokenizer that the run was trained with: a file of the authors' repository, or a name on a hub."""
+    section = document.get("tokenizer") if isinstance(document, dict) else None
+    return identifier(section.get("identifier")) if isinstance(section, dict) else None
 
 
 def _rank_slice(state: Mapping[str, torch.Tensor], name: str, first: torch.Tensor, file: Path) -> torch.Tensor:

@@ -6,9 +6,10 @@ Any field that is silently left out could change what the model computes.
 from collections.abc import Mapping
 from typing import Any
 
+from umv2_export.checkpoint.fields import ignore_fix
 from umv2_export.errors import InputRejected, Unsupported, shown
 
-__all__ = ["check_field_classes"]
+__all__ = ["UNDERSTOOD", "check_field_classes"]
 
 # Read by `official_config`; docs/checkpoints.md names the case that shows each.
 SUPPORTED = frozenset(
@@ -45,6 +46,8 @@ REQUIRED_WITH_EXPERTS: Mapping[str, tuple[object, ...]] = {
     "moe_shared_expert": (False, None),
 }
 
+UNDERSTOOD = SUPPORTED | REQUIRED.keys() | REQUIRED_WHERE_PRESENT.keys() | REQUIRED_WITH_EXPERTS.keys()
+
 # Fields of training, or of a feature that a required value switches off.
 IGNORED = frozenset(
     """
@@ -75,7 +78,11 @@ def check_field_classes(fields: Mapping[str, Any]) -> None:
                 allowed = " or ".join(repr(choice) for choice in required[name])
                 raise Unsupported(f"field '{name}' is {shown(value)}", why=f"only {allowed} is implemented")
         elif name not in SUPPORTED and name not in IGNORED and name not in REQUIRED_WITH_EXPERTS:
-            raise Unsupported(f"unknown field '{name}'", why="a field that is left out could change what is computed")
+            raise Unsupported(
+                f"unknown field '{name}'",
+                why="a field that is left out could change what is computed",
+                fix=ignore_fix(name),
+            )
     for name in REQUIRED:
         if name not in fields:
             raise InputRejected(f"field '{name}' is missing", why="its default differs between versions of the code")

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from umv2_export.checkpoint.state_dict import StateDict, unwrapped
 from umv2_export.errors import InputRejected, Unsupported, shown
 from umv2_export.files import inside, read_json
+from umv2_export.links import require_own_links
 
 __all__ = ["METADATA_FILE", "read_olmo_core"]
 
@@ -34,6 +35,7 @@ def read_olmo_core(path: Path) -> StateDict:
         Unsupported: the tensors are cut in another way.
     """
     file = path / METADATA_FILE
+    require_own_links(path, METADATA_FILE)
     described = read_json(file).get("tensors")
     if not isinstance(described, dict) or not described:
         raise InputRejected("'tensors' is missing or not a mapping", where=file)

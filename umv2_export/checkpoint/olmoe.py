@@ -1,82 +1,35 @@
 """OLMoE checkpoints in the layout of Hugging Face: `config.json` of OlmoeForCausalLM beside `*.safetensors`.
 
-Source: the published configuration and tensor names of allenai/OLMoE-1B-7B-0924; checked against transformers, see
-tests/data/olmoe.
+Source: the published configuration and tensor names of allenai/OLMoE-1B-7B-0924, and what transformers 4.46 and 5.24
+save and load; checked against both, see tests/data/olmoe.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, validate_tensors
-from umv2_export.checkpoint.safetensors_files import map_tensors
-from umv2_export.config import ExpertsConfig, MemoryConfig, ModelConfig, tensor_shapes
+from umv2_export.checkpoint.olmoe_config import CONFIG_FILE, read_config
+from umv2_export.checkpoint.safetensors_files import map_tensors, weight_notes
+from umv2_export.checkpoint.tensor_names import unwrapped_names
+from umv2_export.config import ModelConfig, tensor_shapes
 from umv2_export.errors import InputRejected, Unsupported, shown
-from umv2_export.files import read_json, tokenizer_files
+from umv2_export.files import tokenizer_files
 
-__all__ = ["CONFIG_FILE", "MODEL_TYPE", "read_checkpoint"]
+__all__ = ["CONFIG_FILE", "is_olmoe", "read_checkpoint"]
 
-CONFIG_FILE = "config.json"
-MODEL_TYPE = "olmoe"
+MODEL_TYPE, ARCHITECTURE = "olmoe", "OlmoeForCausalLM"
 
-# Fields that decide what is computed and have one value that is implemented.
-_FIXED: Mapping[str, object] = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "rope_scaling": None,
-    "mlp_bias": False,
-    "partial_rotary_factor": 1.0,
-}
+# transformers would load it in place of the weights.
+ADAPTER_FILE = "adapter_config.json"
 
-# Read below.
-_READ = frozenset(
-    {
-        "architectures",
-        "clip_qkv",
-        "eos_token_id",
-        "head_dim",
-        "hidden_size",
-        "intermediate_size",
-        "max_position_embeddings",
-        "model_type",
-        "norm_topk_prob",
-        "num_attention_heads",
-        "num_experts",
-        "num_experts_per_tok",
-        "num_hidden_layers",
-        "num_key_value_heads",
-        "pad_token_id",
-        "rms_norm_eps",
-        "rope_parameters",
-        "rope_theta",
-        "tie_word_embeddings",
-        "vocab_size",
-    }
-)
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
-# Of training, of generation, or of the program that wrote the file.
-_IGNORED = frozenset(
-    {
-        "_name_or_path",
-        "attention_dropout",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "dtype",
-        "id2label",
-        "initializer_range",
-        "is_encoder_decoder",
-        "label2id",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "problem_type",
-        "return_dict",
-        "router_aux_loss_coef",
-        "torch_dtype",
-        "transformers_version",
-        "use_cache",
-    }
-)
+# Elements of an embedding that are compared at a time (32 MB of fp64).
+COMPARED = 4 * 2**20
 
 # Of a block, ours -> theirs.
 _BLOCK = {
@@ -88,24 +41,59 @@ _BLOCK = {
     "router.weight": "mlp.gate.weight",
 }
 
+# Before every name of the base model.
+BASE = "model."
 
-def read_checkpoint(path: Path, *, allow_non_finite: bool) -> Checkpoint:
+_FREQUENCIES = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.(original_)?inv_freq")
+
+_Tensors = dict[str, torch.Tensor]
+
+
+def is_olmoe(data: Mapping[str, Any], where: Path) -> bool:
+    """Whether a config.json is that of an OLMoE; false where no model of Hugging Face is named.
+
+    Raises:
+        Unsupported: it is that of another model of Hugging Face.
+    """
+    kind, architectures = data.get("model_type"), data.get("architectures")
+    if kind == MODEL_TYPE or (kind is None and architectures == [ARCHITECTURE]):
+        return True
+    if kind is not None or architectures is not None:
+        named = f"'model_type' is {shown(kind)}" if kind is not None else f"'architectures' is {shown(architectures)}"
+        raise Unsupported(f"field {named}", where=where, fix=f"of Hugging Face's models, {MODEL_TYPE!r} is read")
+    return False
+
+
+def read_checkpoint(path: Path, *, allow_non_finite: bool, ignore_fields: Sequence[str] = ()) -> Checkpoint:
     """Open a checkpoint.
 
     Raises:
         InputRejected: a file is missing, corrupt, unsafe or contradicts the configuration.
         Unsupported: a field or tensor that is not implemented.
+        InvalidRequest: a field that shall be ignored is not there, or is understood.
     """
-    config = _config(read_json(path / CONFIG_FILE), path / CONFIG_FILE)
-    theirs, files = map_tensors(path)
+    if (path / ADAPTER_FILE).exists():
+        raise Unsupported(
+            f"the folder holds an adapter ({ADAPTER_FILE})",
+            where=path,
+            why="transformers would apply it to other weights",
+            fix="merge it into its model and save that: PeftModel.merge_and_unload()",
+        )
+    read = read_config(path, ignore_fields)
+    config, notes = read.model, [*read.notes, *weight_notes(path)]
+    stored, files = map_tensors(path)
+    theirs = _unwrapped(stored, path, notes)
+    _drop_frequencies(theirs, config, path)
+    if config.tie_embeddings:
+        _drop_tied_head(theirs, path)
+    for i in range(config.num_layers):
+        _split_experts(theirs, config, f"model.layers.{i}.mlp.experts.", path)
     tensors, shapes = {}, tensor_shapes(config)
     for name, parts in _sources(config).items():
         missing = [part for part in parts if part not in theirs]
         if missing:
             raise InputRejected(f"tensor {missing[0]!r} missing", where=path, why="the configuration asks for it")
-        whole = shapes[name]
-        for part in parts:
-            shape = (whole[0] // len(parts), *whole[1:])
+        for part, shape in zip(parts, _part_shapes(config, name, shapes[name], len(parts)), strict=True):
             if tuple(theirs[part].shape) != shape:
                 raise InputRejected(
                     f"tensor {part!r} has shape {list(theirs[part].shape)}, the configuration says {list(shape)}",
@@ -117,12 +105,112 @@ def read_checkpoint(path: Path, *, allow_non_finite: bool) -> Checkpoint:
             f"unknown tensor {sorted(theirs)[0]!r}", where=path, why="a tensor that is left out would change the output"
         )
     validate_tensors(config, tensors, where=path)
-    return Checkpoint(path, "olmoe", config, tensors, [path / CONFIG_FILE, *files], tokenizer_files(path))
+    return Checkpoint(
+        path,
+        "olmoe",
+        config,
+        tensors,
+        [*read.files, *files],
+        tokenizer_files(path),
+        ignored_fields=list(ignore_fields),
+        notes=notes,
+    )
+
+
+def _part_shapes(config: ModelConfig, name: str, whole: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
+    """Of the tensors that are joined along dim 0: equal ones, but queries have heads of their own."""
+    if name.endswith("att_proj.weight"):
+        width = config.kv_heads * config.head_size
+        return [(config.hidden_size, whole[1]), (width, whole[1]), (width, whole[1])]
+    return [(whole[0] // count, *whole[1:])] * count
+
+
+def _unwrapped(stored: _Tensors, where: Path, notes: list[str]) -> _Tensors:
+    """Tensors under the names of `OlmoeForCausalLM`: without wrappers, with the prefix that its base model lacks."""
+    try:
+        tensors, wrappers = unwrapped_names(stored)
+    except (InputRejected, Unsupported) as error:
+        error.where = error.where or str(where)
+        raise
+    # The base model's prefix is one of its own, and stands before every tensor where the embeddings are tied.
+    wrappers = [wrapper for wrapper in wrappers if wrapper != BASE]
+    if wrappers:
+        notes.append(f"names of tensors are read without the wrappers {', '.join(wrappers)}")
+    if not any(name.startswith(BASE) for name in tensors):
+        tensors = {name if name.startswith("lm_head.") else BASE + name: value for name, value in tensors.items()}
+    return tensors
+
+
+def _drop_frequencies(tensors: _Tensors, config: ModelConfig, where: Path) -> None:
+    """Older checkpoints store what follows from rope_theta; a file of scaled frequencies is another model."""
+    half = config.head_size // 2
+    expected = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    for name in [name for name in tensors if _FREQUENCIES.fullmatch(name)]:
+        stored = tensors.pop(name)
+        # fp32 frequencies are computed in fp32: their power has a relative error of about 1e-6.
+        tolerance = 1e-5 if stored.dtype == torch.float32 else 2.0 ** (-7 if stored.dtype == torch.bfloat16 else -10)
+        if stored.shape != expected.shape or not torch.allclose(stored.double(), expected, rtol=tolerance, atol=1e-7):
+            raise InputRejected(
+                f"tensor {name!r} is not the frequencies of rope_theta {config.rope_theta:g}",
+                where=where,
+                why="the model was trained with another base, or with scaled positions, which the configuration lacks",
+            )
+
+
+def _drop_tied_head(tensors: _Tensors, where: Path) -> None:
+    """A tied head may be stored too, or in place of the embedding; it must be the embedding."""
+    head = tensors.pop(HEAD, None)
+    if head is None:
+        return
+    embedding = tensors.setdefault(EMBEDDING, head)
+    same = head.shape == embedding.shape and all(
+        torch.equal(first.double(), second.double())
+        for first, second in zip(head.reshape(-1).split(COMPARED), embedding.reshape(-1).split(COMPARED), strict=True)
+    )
+    if not same:
+        raise InputRejected(
+            f"tensor {HEAD!r} differs from {EMBEDDING!r}",
+            where=where,
+            why="tie_word_embeddings is true, which says that they are one",
+            fix="set tie_word_embeddings to false if the model was trained with both",
+        )
+
+
+def _split_experts(tensors: _Tensors, config: ModelConfig, prefix: str, where: Path) -> None:
+    """Give each expert its tensors where one tensor holds those of all, as transformers 5 keeps them.
+
+    `gate_up_proj` is [E, 2I, d], gate first, and `down_proj` [E, d, I]: a matrix of nn.Linear for each expert.
+    """
+    experts = config.experts
+    if experts is None:
+        return
+    count, inner, width = experts.count, experts.inner_size, config.hidden_size
+    for name, shape in (("gate_up_proj", (count, 2 * inner, width)), ("down_proj", (count, width, inner))):
+        stored = tensors.get(prefix + name)
+        if stored is None:
+            continue
+        if tuple(stored.shape) != shape:
+            raise InputRejected(
+                f"tensor {prefix + name!r} has shape {list(stored.shape)}, the configuration says {list(shape)}",
+                where=where,
+            )
+        for e, matrix in enumerate(stored):
+            parts = (
+                {"down_proj": matrix}
+                if name == "down_proj"
+                else {"gate_proj": matrix[:inner], "up_proj": matrix[inner:]}
+            )
+            for part, value in parts.items():
+                expert = f"{prefix}{e}.{part}.weight"
+                if expert in tensors:
+                    raise InputRejected(f"tensors {expert!r} and {prefix + name!r} hold the same expert", where=where)
+                tensors[expert] = value
+        del tensors[prefix + name]
 
 
 def _sources(config: ModelConfig) -> dict[str, list[str]]:
     """Our name -> their tensors, to be joined along dim 0."""
-    sources = {"transformer.wte.weight": ["model.embed_tokens.weight"]}
+    sources = {"transformer.wte.weight": [EMBEDDING]}
     for i in range(config.num_layers):
         ours, theirs = f"transformer.blocks.{i}.", f"model.layers.{i}."
         sources |= {ours + name: [theirs + other] for name, other in _BLOCK.items()}
@@ -134,97 +222,5 @@ def _sources(config: ModelConfig) -> dict[str, list[str]]:
             sources[f"{ours}experts.{e}.ff_out.weight"] = [expert + "down_proj.weight"]
     sources["transformer.ln_f.weight"] = ["model.norm.weight"]
     if not config.tie_embeddings:
-        sources["transformer.ff_out.weight"] = ["lm_head.weight"]
+        sources["transformer.ff_out.weight"] = [HEAD]
     return sources
-
-
-def _config(data: Mapping[str, Any], where: Path) -> ModelConfig:
-    for name, value in data.items():
-        if name in _FIXED and value != _FIXED[name]:
-            raise Unsupported(f"field {name!r} is {shown(value)}", where=where, fix=f"supported: {_FIXED[name]!r}")
-        if name not in _READ | _IGNORED | _FIXED.keys():
-            raise Unsupported(f"unknown field {shown(name)}", where=where, why="it may change what is computed")
-    heads = _integer(data, "num_attention_heads", where)
-    if data.get("num_key_value_heads") not in (None, heads):
-        raise Unsupported(
-            f"{shown(data['num_key_value_heads'])} key-value heads for {heads} heads",
-            where=where,
-            fix="as many of both",
-        )
-    if data.get("head_dim") not in (None, _integer(data, "hidden_size", where) // max(1, heads)):
-        raise Unsupported(f"field 'head_dim' is {shown(data['head_dim'])}", where=where, fix="hidden_size / heads")
-    eos, pad = (_optional_integer(data, name, where) for name in ("eos_token_id", "pad_token_id"))
-    vocabulary = _integer(data, "vocab_size", where)
-    try:
-        return ModelConfig(
-            hidden_size=_integer(data, "hidden_size", where),
-            num_layers=_integer(data, "num_hidden_layers", where),
-            num_heads=heads,
-            ffn_size=0,
-            vocab_size=vocabulary,
-            embedding_size=vocabulary,
-            tie_embeddings=_boolean(data, "tie_word_embeddings", where),
-            max_sequence_length=_integer(data, "max_position_embeddings", where),
-            memory=MemoryConfig.absent(),
-            rope_theta=_rope_theta(data, where),
-            norm_eps=_real(data, "rms_norm_eps", 1e-5, where),
-            eos_token_id=eos,
-            pad_token_id=pad,
-            experts=ExpertsConfig(
-                _integer(data, "num_experts", where),
-                _integer(data, "num_experts_per_tok", where),
-                _integer(data, "intermediate_size", where),
-                _boolean(data, "norm_topk_prob", where),
-            ),
-            qk_norm="full",
-            clip_qkv=None if data.get("clip_qkv") is None else _real(data, "clip_qkv", 0.0, where),
-        )
-    except (InputRejected, Unsupported) as error:
-        error.where = error.where or str(where)
-        raise
-
-
-def _rope_theta(data: Mapping[str, Any], where: Path) -> float:
-    """Top-level in older files, under `rope_parameters` in newer ones."""
-    parameters = data.get("rope_parameters")
-    if parameters is None:
-        return _real(data, "rope_theta", 10000.0, where)
-    if (
-        not isinstance(parameters, Mapping)
-        or parameters.keys() - {"rope_type", "rope_theta"}
-        or parameters.get("rope_type", "default") != "default"
-    ):
-        raise Unsupported(f"field 'rope_parameters' is {shown(parameters)}", where=where, fix="rope_type 'default'")
-    theta = _real(parameters, "rope_theta", 10000.0, where)
-    if data.get("rope_theta") not in (None, theta):
-        raise InputRejected(f"fields 'rope_theta' are {shown(data['rope_theta'])} and {theta}", where=where)
-    return theta
-
-
-def _integer(data: Mapping[str, Any], name: str, where: Path) -> int:
-    value = _optional_integer(data, name, where)
-    if value is None:
-        raise InputRejected(f"field {name!r} is missing", where=where)
-    return value
-
-
-def _optional_integer(data: Mapping[str, Any], name: str, where: Path) -> int | None:
-    value = data.get(name)
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise InputRejected(f"field {name!r} must be an integer, got {shown(value)}", where=where)
-    return value
-
-
-def _boolean(data: Mapping[str, Any], name: str, where: Path) -> bool:
-    """False where it is missing, as in the published default."""
-    value = data.get(name, False)
-    if not isinstance(value, bool):
-        raise InputRejected(f"field {name!r} must be true or false, got {shown(value)}", where=where)
-    return value
-
-
-def _real(data: Mapping[str, Any], name: str, default: float, where: Path) -> float:
-    value = data.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e300 < value < 1e300:
-        raise InputRejected(f"field {name!r} must be a number, got {shown(value)}", where=where)
-    return float(value)

@@ -1,5 +1,6 @@
 """A folder of any format is recognised by its configuration file, a run's folder by its steps."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def open_checkpoint(
     query_layout: QueryLayout | None = None,
     row_topk: int | None = None,
     allow_non_finite: bool = False,
+    ignore_fields: Sequence[str] = (),
 ) -> Checkpoint:
     """Open a checkpoint folder of any format.
 
@@ -29,10 +31,12 @@ def open_checkpoint(
         query_layout: read the query projection in this layout; None: as the format says.
         row_topk: row keys, and column keys, that survive stage 1 of the retrieval; None: as the checkpoint says.
         allow_non_finite: let NaN and infinity in weights through.
+        ignore_fields: unknown fields of the configuration that do not change what is computed, as the user says.
 
     Raises:
         InputRejected: something is missing, corrupt, unsafe or inconsistent.
         Unsupported: a field or tensor that is not implemented.
+        InvalidRequest: a field that shall be ignored is not there, or is understood.
     """
     if not path.exists():
         if path.is_symlink():
@@ -45,26 +49,38 @@ def open_checkpoint(
     except PermissionError as error:
         raise EnvironmentUnfit("the folder may not be read", where=path, why=str(error)) from error
     if step is None:
-        return _open_folder(path, query_layout, row_topk, allow_non_finite)
+        return _open_folder(path, query_layout, row_topk, ignore_fields, allow_non_finite)
     try:
-        checkpoint = _open_folder(step.path, query_layout, row_topk, allow_non_finite)
+        checkpoint = _open_folder(step.path, query_layout, row_topk, ignore_fields, allow_non_finite)
     except InputRejected as error:
         raise _with_others(error, step) from error
     return replace(checkpoint, notes=(*step.notes, *checkpoint.notes))
 
 
 def _open_folder(
-    path: Path, query_layout: QueryLayout | None, row_topk: int | None, allow_non_finite: bool
+    path: Path,
+    query_layout: QueryLayout | None,
+    row_topk: int | None,
+    ignore_fields: Sequence[str],
+    allow_non_finite: bool,
 ) -> Checkpoint:
     if (path / official.CONFIG_FILE).exists():
         return official.read_checkpoint(
-            path, query_layout=query_layout, row_topk=row_topk, allow_non_finite=allow_non_finite
+            path,
+            query_layout=query_layout,
+            row_topk=row_topk,
+            allow_non_finite=allow_non_finite,
+            ignore_fields=ignore_fields,
         )
     if (path / native.CONFIG_FILE).exists():
-        if read_json(path / olmoe.CONFIG_FILE).get("model_type") == olmoe.MODEL_TYPE:
-            return olmoe.read_checkpoint(path, allow_non_finite=allow_non_finite)
+        if olmoe.is_olmoe(read_json(path / olmoe.CONFIG_FILE), path / olmoe.CONFIG_FILE):
+            return olmoe.read_checkpoint(path, allow_non_finite=allow_non_finite, ignore_fields=ignore_fields)
         return native.read_checkpoint(
-            path, query_layout=query_layout, row_topk=row_topk, allow_non_finite=allow_non_finite
+            path,
+            query_layout=query_layout,
+            row_topk=row_topk,
+            allow_non_finite=allow_non_finite,
+            ignore_fields=ignore_fields,
         )
     # A folder inside of a step: rank_0, model_and_optim, model.
     step = path.resolve().parent

@@ -11,6 +11,7 @@ from pathlib import Path
 from umv2_export.checkpoint.config_file import CONFIG_FILE
 from umv2_export.checkpoint.weight_files import has_weights, is_sharded
 from umv2_export.errors import InputRejected, shown
+from umv2_export.links import require_own_links
 
 __all__ = ["Step", "choose_step"]
 
@@ -69,6 +70,7 @@ def choose_step(run: Path) -> Step | None:
             fix=f"pass one of them: {chosen[0]}",
         )
     _require_content(chosen[0], others)
+    require_own_links(run, chosen[0].name)
     notes = [f"{run} is a run; its step {chosen[0].name} is read"]
     if chosen[0].is_symlink():
         notes.append(f"{chosen[0].name} is a link to {shown(str(chosen[0].resolve()))}")
@@ -152,6 +154,7 @@ def _unfinished(run: Path) -> list[str]:
 def _pointed_to(run: Path) -> str | None:
     """What the pointer file names: a folder, or the number of one."""
     file = run / POINTER_FILE
+    require_own_links(run, POINTER_FILE)
     if not file.is_file() or file.stat().st_size > 4096:
         return None
     text = file.read_text(encoding="utf-8", errors="replace").strip()

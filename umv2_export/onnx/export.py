@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from umv2_export.onnx.passes import (
 )
 from umv2_export.onnx.trace import input_names, op_signatures, output_names, trace
 from umv2_export.progress import Tracker, silent
+from umv2_export.tokenizer_files import copy_tokenizer_files
 
 __all__ = ["MAX_OPSET", "MIN_OPSET", "ExportOptions", "ExportPlan", "ExportResult", "export_bundle", "plan_export"]
 
@@ -221,8 +221,7 @@ def export_bundle(
         make_reproducible(model)
         ir.save(model, folder / MODEL_FILE)
         hashes[MODEL_FILE] = ((folder / MODEL_FILE).stat().st_size, file_sha256(folder / MODEL_FILE))
-        for file in plan.checkpoint.tokenizer_files:
-            shutil.copyfile(file, folder / file.name)
+        for file in copy_tokenizer_files(plan.checkpoint.tokenizer_files, folder):
             hashes[file.name] = (file.stat().st_size, file_sha256(file))
         _manifest(plan, model, hashes, track).write(folder)
         onnx.checker.check_model(folder / MODEL_FILE, full_check=True)
@@ -324,9 +323,14 @@ def _source(checkpoint: Checkpoint, track: Tracker) -> dict[str, object]:
     advance = track("hashing the checkpoint", checkpoint.size)
     files = {str(file.relative_to(checkpoint.path)): file_sha256(file, advance) for file in checkpoint.files}
     listing = "".join(f"{digest}  {name}\n" for name, digest in files.items())
-    return {
+    source: dict[str, object] = {
         "format": checkpoint.format,
         "files": files,
         "sha256": hashlib.sha256(listing.encode()).hexdigest(),
         "notes": list(checkpoint.notes),
     }
+    if checkpoint.tokenizer is not None:
+        source["tokenizer"] = checkpoint.tokenizer
+    if checkpoint.ignored_fields:
+        source["ignored_fields"] = list(checkpoint.ignored_fields)
+    return source

@@ -19,6 +19,7 @@ from umv2_export.onnx.minimum import PROBES_ONNXRUNTIME
 from umv2_export.onnx.trace import probe_names
 from umv2_export.runtimes import cuda
 from umv2_export.runtimes.base import Array, StepInput, StepOutput, require_runtime
+from umv2_export.runtimes.external_data import session_source
 
 __all__ = ["OnnxRuntime"]
 
@@ -79,7 +80,7 @@ class OnnxRuntime:
         self._capability = cuda.require_cuda() if self._setup.on_gpu else None
         # Kept: sessions share this memory, they do not own it.
         self._tables = _preloaded_tables(bundle) if preload else {}
-        self._session = self._open(bundle.model_file)
+        self._session = self._open()
         self._probe_session: Any = None
 
     def run(self, step: StepInput, *, probe: bool = False) -> StepOutput:
@@ -135,21 +136,19 @@ class OnnxRuntime:
                 fix="use --runtime onnxruntime-cuda, or export with --dtype fp16, or --dtype fp32 --table-dtype bf16",
             )
 
-    def _open(self, model: Any) -> Any:
+    def _open(self, model: bytes | None = None) -> Any:
+        """A session over a changed graph; None: over the bundle's own."""
         import onnxruntime  # noqa: PLC0415 - an optional package
 
         setup = self._setup
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # A graph given as bytes finds its external data here.
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(self._bundle.path.resolve())
-        )
+        source, folder = session_source(self._bundle, model)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         if setup.library is not None:
             options.register_custom_ops_library(setup.library())
         for name, table in self._tables.items():
             options.add_initializer(name, table)
-        source = model if isinstance(model, bytes) else str(model)
         with contextlib.ExitStack() as stack:
             if self._capability is not None:
                 stack.enter_context(cuda.kernels_of(self._bundle, self._capability))

@@ -11,9 +11,14 @@ import numpy as np
 import torch
 from transformers import OlmoeConfig, OlmoeForCausalLM
 
+# Of `save_pretrained`: experts in one tensor each for all, and two files with an index.
+FUSED: dict[str, Any] = {"save_original_format": False, "max_shard_size": 90_000}
+
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"norm_topk_prob": False, "clip_qkv": None, "tie_word_embeddings": False},
     "clipped": {"norm_topk_prob": True, "clip_qkv": 0.7, "tie_word_embeddings": True},
+    # Fewer key-value heads.
+    "grouped": {"norm_topk_prob": True, "clip_qkv": 2.5, "tie_word_embeddings": False, "num_key_value_heads": 2},
 }
 
 for name, options in CASES.items():
@@ -37,7 +42,7 @@ for name, options in CASES.items():
         scale = 0.3 if "norm" in parameter_name else 0.25
         parameter.data = torch.randn(parameter.shape) * scale + (1 if "norm" in parameter_name else 0)
     folder = Path(__file__).parent / name
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, **(FUSED if name == "grouped" else {}))
     (folder / "generation_config.json").unlink(missing_ok=True)
     ids = torch.randint(2, 61, (2, 13))
     with torch.no_grad():
