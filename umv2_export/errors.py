@@ -2,6 +2,8 @@
 
 import reprlib
 
+from umv2_export.terminal import printable
+
 __all__ = [
     "BuildFailed",
     "CheckFailed",
@@ -16,11 +18,6 @@ __all__ = [
 # Aliases and long numbers let a small untrusted file hold a value whose text never ends.
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring = 2, 4, 4, 120
-
-
-def _printable(text: str) -> str:
-    """Control characters of a file's names would reach the terminal, and could rewrite what it shows."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def shown(value: object) -> str:
@@ -50,7 +47,7 @@ class Umv2Error(Exception):
     def message(self) -> str:
         """The text for a terminal: one line for what, one for each of where, why and fix that is known."""
         details = (("where", self.where), ("why", self.why), ("fix", self.fix))
-        return "\n".join([_printable(self.what), *(f"  {name}: {_printable(text)}" for name, text in details if text)])
+        return "\n".join([printable(self.what), *(f"  {name}: {printable(text)}" for name, text in details if text)])
 
     def as_json(self) -> dict[str, object]:
         """The same facts for `--json`."""

@@ -63,7 +63,15 @@ class CheckpointTensor:
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """Copy the rows `index` (int64) of a table, without the check that `check_finite` makes."""
-        return torch.cat([part.index_select(0, index) for part in self.parts], dim=1)
+        if self.axis == 1:
+            return torch.cat([part.index_select(0, index) for part in self.parts], dim=1)
+        rows = self.parts[0].new_empty((len(index), *self.parts[0].shape[1:]))
+        first = 0
+        for part in self.parts:
+            here = (index >= first) & (index < first + len(part))
+            rows[here] = part.index_select(0, index[here] - first)
+            first += len(part)
+        return rows
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         """The tensor in consecutive slices of rows, checked, each of at most 64 MiB or one row.

@@ -102,9 +102,14 @@ def build_kernels(
         processes = compiler_processes(len(tasks))
         try:
             with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_prepare) as pool:
-                for future in [pool.submit(compile_variant, *task, folder) for task in tasks]:
-                    compiled.append(future.result())
-                    advance(1)
+                try:
+                    for future in [pool.submit(compile_variant, *task, folder) for task in tasks]:
+                        compiled.append(future.result())
+                        advance(1)
+                except BaseException:
+                    # Leaving the pool waits for all that was submitted, minutes after an interrupt.
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
         except BrokenProcessPool as error:
             raise EnvironmentUnfit(
                 "a process that compiles GPU kernels was ended",

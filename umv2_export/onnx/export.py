@@ -22,8 +22,9 @@ from umv2_export.files import HashedFile, atomic_directory, file_sha256, require
 from umv2_export.model.folded import TableLayout
 from umv2_export.onnx.fold import FoldedTensor, fold_checkpoint
 from umv2_export.onnx.passes import attach_bodies, inline_bodies, make_reproducible, simplify
-from umv2_export.onnx.trace import input_names, op_signatures, output_names, trace
+from umv2_export.onnx.trace import op_signatures, trace
 from umv2_export.progress import Tracker, silent
+from umv2_export.signature import input_names, output_names
 
 __all__ = ["MAX_OPSET", "MIN_OPSET", "ExportOptions", "ExportPlan", "ExportResult", "export_bundle", "plan_export"]
 
@@ -38,6 +39,10 @@ ALIGNMENT = 4096
 # Anonymous memory of imports and of the traced graph, measured on a 20-layer model; tables are mapped and written in
 # pieces, so only the largest dense tensor, copied once, comes on top.
 BASE_MEMORY = 800 * 10**6
+
+# Of the check against PyTorch in ONNX Runtime. On top of it come dense weights and keys: 1.3 times their bytes were
+# measured in fp32, which ONNX Runtime packs once more, and ??? times in fp16, of which both sides make fp32.
+VALIDATION_MEMORY = 800 * 10**6
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,12 @@ class ExportPlan:
     def memory_bytes(self) -> int:
         """Estimated peak of anonymous memory of an export without validation."""
         return BASE_MEMORY + 3 * max(tensor.size for tensor in self.tensors if tensor.kind != "rows")
+
+    @property
+    def validation_memory_bytes(self) -> int:
+        """Estimated peak of anonymous memory of the check against PyTorch: tables are mapped on both sides."""
+        factor = 2 if self.options.dtype == "fp32" else 4
+        return VALIDATION_MEMORY + factor * sum(tensor.size for tensor in self.tensors if tensor.kind != "rows")
 
 
 def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
