@@ -1,5 +1,6 @@
 """A flag that has nothing to act on is refused, with exit code 2 and its name: none is ignored without a word."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,17 @@ def test_without_a_home_force_replaces_what_is_there(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     for _ in range(2):
         assert run_command("convert", RING, "-o", tmp_path / "output", "--force").exit_code == 0
+
+
+# What a run needs, said beforehand.
+
+
+def test_a_dry_run_counts_the_check_that_the_run_would_make(tmp_path: Path) -> None:
+    arguments = ("onnx", RING, "-o", tmp_path / "output", "--dry-run")
+    facts = [json.loads(run_command(*arguments, *more, "--json").stdout) for more in ((), ("--no-validate",))]
+    checked, unchecked = (fact["peak_memory_bytes"] for fact in facts)
+    assert checked > unchecked
+    assert facts[0]["validation_memory_bytes"] == checked
+    assert facts[1]["validation_memory_bytes"] == 0
+    assert "the check against PyTorch takes" in run_command(*arguments).stdout
+    assert "without the check against PyTorch" in run_command(*arguments, "--no-validate").stdout
