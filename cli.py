@@ -526,7 +526,9 @@ def generate(
             }
         )
         return
-    echo(text if text is not None else ",".join(str(token) for token in result.token_ids))
+    # Tabs, and the joiners of Persian, Hindi and emoji, are text.
+    shown_text = text if text is not None else ",".join(str(token) for token in result.token_ids)
+    echo(shown_text, keep="\n\t\u200c\u200d")
 
 
 @cli.command()
