@@ -145,7 +145,7 @@ def test_no_strange_value_in_any_place_of_a_manifest_is_a_bug(bundle: Path) -> N
     [
         (("opset",), "18"),
         (("opset",), 17),
-        (("source",), {}),
+        (("source",), []),
         (("source", "sha256"), "x"),
         (("source", "files"), ["config.yaml"]),
         (("inputs",), []),

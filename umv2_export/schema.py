@@ -86,8 +86,10 @@ def mapping(test: Test) -> Test:
     return lambda value: isinstance(value, dict) and all(map(test, value.values()))
 
 
-def record(fields: Mapping[str, Test]) -> Test:
-    """An object of just these names."""
+def record(fields: Mapping[str, Test], *, whole: bool = True) -> Test:
+    """An object of just these names; some of them, where it need not be whole."""
     return lambda value: (
-        isinstance(value, dict) and value.keys() == fields.keys() and all(fields[name](value[name]) for name in fields)
+        isinstance(value, dict)
+        and (value.keys() == fields.keys() if whole else value.keys() <= fields.keys())
+        and all(fields[name](entry) for name, entry in value.items())
     )
