@@ -682,13 +682,13 @@ def build(
     from umv2_export.engines.plan import BuildOptions, check_target_and_resources
     from umv2_export.files import check_target
     from umv2_export.progress import progress_bars
-    from umv2_export.target import check_file_target
+    from umv2_export.target import refuse_overlap
 
     cache, library = options["timing_cache"], options["plugin_library"]
     check_target(output, force=force, inputs=[bundle, *([] if library is None else [library])])
     for file in () if cache is None else (cache, cache.with_name(cache.name + ".json")):
         inputs = [bundle, *([] if library is None else [library])]
-        check_file_target(file, force=True, inputs=inputs, what="the timing cache, or its record,")
+        refuse_overlap(file, inputs, what="the timing cache, or its record,")
     shapes = {"min": min_shapes, "opt": opt_shapes, "max": max_shapes}
     plan = plan_build(runtime, Bundle(bundle), BuildOptions(shapes=shapes, allow_jit=not require_aot, **options))
     if dry_run:

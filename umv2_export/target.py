@@ -9,7 +9,7 @@ from pathlib import Path
 from umv2_export.errors import EnvironmentUnfit, InvalidRequest
 from umv2_export.temporary import is_temporary
 
-__all__ = ["check_file_target", "check_path", "check_target"]
+__all__ = ["check_file_target", "check_path", "check_target", "refuse_overlap"]
 
 # What is written into a temporary sibling has a longer path than the target itself: .umv2-partial-12345678/new/...
 LONGEST_PATH = 4095
@@ -114,6 +114,22 @@ def check_file_target(file: Path, *, force: bool, inputs: Sequence[Path], what: 
         InvalidRequest: it may not be written.
         EnvironmentUnfit: this user cannot write it.
     """
+    refuse_overlap(file, inputs, what=what)
+    resolved = Path(os.path.realpath(file))
+    nearest = _nearest(resolved)
+    if resolved.is_dir() or not (nearest.is_dir() or nearest == resolved):
+        raise InvalidRequest(f"{what} is to be a file", where=nearest, fix="name a file in a folder")
+    if resolved.exists() and not force:
+        raise InvalidRequest(f"{what} exists", where=file, fix="pass --force, or another name")
+    _require_writable(resolved, nearest if nearest.is_dir() else resolved.parent)
+
+
+def refuse_overlap(file: Path, inputs: Sequence[Path], *, what: str) -> None:
+    """Refuse to write a file over something that is read, or into a folder that is.
+
+    Raises:
+        InvalidRequest: it would be.
+    """
     resolved = check_path(file)
     for source in inputs:
         for path in _contents(source):
@@ -123,12 +139,6 @@ def check_file_target(file: Path, *, force: bool, inputs: Sequence[Path], what: 
                 raise InvalidRequest(
                     f"{what} would be written into, or over, {path}, which is read", where=file, fix="name another"
                 )
-    nearest = _nearest(resolved)
-    if resolved.is_dir() or not (nearest.is_dir() or nearest == resolved):
-        raise InvalidRequest(f"{what} is to be a file", where=nearest, fix="name a file in a folder")
-    if resolved.exists() and not force:
-        raise InvalidRequest(f"{what} exists", where=file, fix="pass --force, or another name")
-    _require_writable(resolved, nearest if nearest.is_dir() else resolved.parent)
 
 
 def _identity(path: Path, *, follow: bool = True) -> Identity | None:
