@@ -4,7 +4,6 @@ Results go to stdout, progress and errors to stderr. Heavy imports happen inside
 """
 
 import dataclasses
-import json
 import math
 import os
 import sys
@@ -13,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from umv2_export import __version__
-from umv2_export.errors import CheckFailed, EnvironmentUnfit, InvalidRequest, Umv2Error, printable
+from umv2_export.errors import CheckFailed, InvalidRequest
+from umv2_export.exits import note_json, print_json, run
 from umv2_export.names import (
     BUILD_RUNTIMES,
     DTYPES,
@@ -28,6 +29,8 @@ from umv2_export.names import (
     TARGETS,
 )
 from umv2_export.presets import PRESETS
+from umv2_export.target import check_path
+from umv2_export.terminal import echo
 
 if TYPE_CHECKING:
     from umv2_export.bundle import Bundle
@@ -39,10 +42,6 @@ if TYPE_CHECKING:
     from umv2_export.parity import ParityReport
 
 __all__ = ["cli", "main"]
-
-EXIT_INTERRUPTED = 130
-EXIT_BROKEN_PIPE = 141
-EXIT_INTERNAL = 70
 
 # Anonymous memory of `convert` and `init`: imports, and a few pieces of a table.
 NATIVE_MEMORY = 600 * 10**6
@@ -95,15 +94,32 @@ def sizes(text: str) -> tuple[int, ...]:
     return tuple(sorted(set(numbers)))
 
 
-FOLDER = click.Path(path_type=Path)
-FILE = click.Path(path_type=Path, dir_okay=False)
+class UsablePath(click.Path):
+    """A path that every library can be handed; see `check_path`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse the path before anything is done with it."""
+        check_path(Path(value))
+        return super().convert(value, param, ctx)
+
+
+FOLDER = UsablePath(path_type=Path)
+FILE = UsablePath(path_type=Path, dir_okay=False)
+TEXT_FILE = UsablePath(path_type=Path, dir_okay=False, exists=True)
 
 LAYOUTS: Mapping[str, Any] = {"auto": None, "released": "released", "per-rank": "per_rank"}
 
 
 def json_option(command: Command) -> Command:
     """--json."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")(command)
+    return click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        is_eager=True,
+        callback=note_json,
+        help="Print one JSON object and nothing else.",
+    )(command)
 
 
 def output_options(command: Command) -> Command:
@@ -178,6 +194,35 @@ def engine_options(command: Command) -> Command:
     return command
 
 
+def refuse_flags(flags: Iterable[str], why: str, *, where: Path | None = None) -> None:
+    """Refuse parameters that were given and have nothing to act on: a flag is never ignored without a word."""
+    context = click.get_current_context()
+    for name in flags:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = next(parameter.opts[0] for parameter in context.command.params if parameter.name == name)
+            raise InvalidRequest(f"{option} has no effect here", where=where, why=why, fix=f"leave out {option}")
+
+
+def refuse_flags_of_absent_parts(checkpoint: "Checkpoint", parts: Mapping[str, Sequence[str]]) -> None:
+    """Refuse flags for memory layers or experts of a checkpoint that has none.
+
+    Args:
+        checkpoint: that is read.
+        parts: `queries`, `tables` or `experts`, and the parameters that are about them.
+    """
+    config = checkpoint.config
+    absent = {
+        "queries": (config.memory.layers == 0, "the model has no memory layers"),
+        "query layouts": (not config.memory.query_per_rank, "its layers have one query, whatever the Tucker rank"),
+        "tables": (config.memory.layers == 0, "the model has no memory layers, hence no keys and no tables"),
+        "experts": (config.experts is None, "the model has no experts"),
+    }
+    for part, flags in parts.items():
+        is_absent, why = absent[part]
+        if is_absent:
+            refuse_flags(flags, why, where=checkpoint.path)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="umv2-export")
 def cli() -> None:
@@ -235,6 +280,8 @@ def convert(
     checkpoint = open_source(
         official, query_layout, row_topk, tokenizer, ignore_fields, allow_non_finite=allow_non_finite
     )
+    retrieval = ["query_layout", "row_topk"]
+    refuse_flags_of_absent_parts(checkpoint, {"queries": retrieval, "query layouts": ["query_layout"]})
     write_native(
         checkpoint.config,
         checkpoint_streams(checkpoint),
@@ -266,6 +313,8 @@ def init(preset: str, output: Path, seed: int, scheme: Any, force: bool, dry_run
 
     check_target(output, force=force)
     config = PRESETS[preset]
+    if config.memory.layers == 0 and scheme == "released":
+        refuse_flags(["scheme"], "the preset has no tables")
     streams = random_tensors(config, seed=seed, scheme=scheme)
     write_native(config, streams, output, [], force=force, dry_run=dry_run, as_json=as_json)
 
@@ -353,13 +402,28 @@ def onnx(
     source = open_source(
         checkpoint, query_layout, row_topk, tokenizer, ignore_fields, allow_non_finite=allow_non_finite
     )
+    refuse_flags_of_absent_parts(
+        source,
+        {
+            "queries": ["query_layout", "row_topk"],
+            "query layouts": ["query_layout"],
+            "tables": ["key_dtype", "table_dtype", "shard_size"],
+            "experts": ["moe_form"],
+        },
+    )
+    validates = not no_validate and dtype != "bf16"
+    if not validates:
+        why = (
+            "--no-validate skips the check" if no_validate else "a bf16 bundle runs on GPUs, and is not validated here"
+        )
+        refuse_flags(["atol", "rtol"], why)
     options = ExportOptions(dtype, key_dtype, table_dtype, moe_form, opset, shard_size, inline_functions, target)
     plan = plan_export(source, options)
     if dry_run:
         require_free_space(output, plan.disk_bytes)
-        print_dry_run(output, plan.memory_bytes, plan.disk_bytes, as_json=as_json)
+        validation = plan.validation_memory_bytes if validates else 0
+        print_dry_run(output, max(plan.memory_bytes, validation), plan.disk_bytes, validation, as_json=as_json)
         return
-    validates = not no_validate and dtype != "bf16"
     if validates:
         require_runtime("onnxruntime", plan.min_onnxruntime)
     reports: list[ParityReport] = []
@@ -403,7 +467,7 @@ def onnx(
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the test inputs.")
 @click.option(
     "--prompt-file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=TEXT_FILE,
     help="Text whose pieces are the test inputs; default: random tokens.",
 )
 @ignore_field_option
@@ -489,6 +553,8 @@ def generate(
         raise click.UsageError("pass either --prompt or --prompt-ids")
     choice = choose_engine([runtime], engine, trust=trust_engine, plugin_library=plugin_library)
     opened = Bundle(bundle)
+    if opened.layout.rows == 0:
+        refuse_flags(["preload"], "the model has no tables", where=bundle)
     words = None
     if prompt is not None or tokenizer is not None:
         words = bundle_tokenizer(opened, [] if tokenizer is None else chosen_tokenizer(tokenizer))
@@ -517,7 +583,9 @@ def generate(
             }
         )
         return
-    click.echo(text if text is not None else ",".join(str(token) for token in result.token_ids))
+    # Tabs, and the joiners of Persian, Hindi and emoji, are text.
+    shown_text = text if text is not None else ",".join(str(token) for token in result.token_ids)
+    echo(shown_text, keep="\n\t\u200c\u200d")
 
 
 @cli.command()
@@ -539,7 +607,7 @@ def verify(path: Path, as_json: bool) -> None:
     if as_json:
         print_json({kind: str(path), "passed": True, "files": files})
     else:
-        click.echo(f"{path}: {agreement}")
+        echo(f"{path}: {agreement}")
 
 
 @cli.command()
@@ -567,10 +635,10 @@ def verify(path: Path, as_json: bool) -> None:
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option(
     "--text",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=TEXT_FILE,
     help="Text whose routing is traced; default: the source of Python's standard library.",
 )
-@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a page (HTML) with plots.")
+@click.option("--report", type=FILE, help="Write a page (HTML) with plots.")
 @click.option("--force", is_flag=True, help="Replace a report that exists.")
 @json_option
 def bench(
@@ -602,21 +670,25 @@ def bench(
     from umv2_export.files import write_atomically
     from umv2_export.progress import progress_bars
     from umv2_export.report import print_bench
+    from umv2_export.runtimes import require_runtime
+    from umv2_export.target import check_file_target
     from umv2_export.tokenizer import text_ids
 
-    if report is not None:
+    require_runtime(runtime)
+    if report is None:
+        refuse_flags(["force"], "there is no --report to replace")
+    else:
         require_plots()
-        if report.exists() and not force:
-            raise InvalidRequest("the report exists", where=report, fix="pass --force, or another name")
-        report.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(report.parent, os.W_OK):
-            raise EnvironmentUnfit("the folder of the report cannot be written to", where=report.parent)
+        inputs = [bundle, *baselines, *([] if text is None else [text])]
+        check_file_target(report, force=force, inputs=inputs, what="the report")
     opened, others = Bundle(bundle), [Bundle(path) for path in baselines]
     options = BenchOptions(batches, past, prefill, iterations, threads, runtime)
     content = default_text() if text is None else text.read_bytes()
     with progress_bars() as track:
         result = benchmark_steps(opened, others, lambda model: text_ids(model, content, where=text), options, track)
     machine = describe_machine()
+    if report is not None:
+        write_atomically(report, render_page(result, opened, others, options, machine).encode())
     if as_json:
         runtimes = [runtime, *("onnxruntime" for _ in others)]
         resident = {
@@ -626,8 +698,6 @@ def bench(
         print_json({"machine": machine, **result.as_dict(), "resident_bytes": resident})
     else:
         print_bench(result)
-    if report is not None:
-        write_atomically(report, render_page(result, opened, others, options, machine).encode())
 
 
 @cli.command()
@@ -674,8 +744,13 @@ def build(
     from umv2_export.engines.plan import BuildOptions, check_target_and_resources
     from umv2_export.files import check_target
     from umv2_export.progress import progress_bars
+    from umv2_export.target import refuse_overlap
 
-    check_target(output, force=force, inputs=[bundle])
+    cache, library = options["timing_cache"], options["plugin_library"]
+    check_target(output, force=force, inputs=[bundle, *([] if library is None else [library])])
+    for file in () if cache is None else (cache, cache.with_name(cache.name + ".json")):
+        inputs = [bundle, *([] if library is None else [library])]
+        refuse_overlap(file, inputs, what="the timing cache, or its record,")
     shapes = {"min": min_shapes, "opt": opt_shapes, "max": max_shapes}
     plan = plan_build(runtime, Bundle(bundle), BuildOptions(shapes=shapes, allow_jit=not require_aot, **options))
     if dry_run:
@@ -711,7 +786,7 @@ def refit(
     from umv2_export.progress import progress_bars
     from umv2_export.report import format_bytes
 
-    check_target(output, force=force, inputs=[engine, bundle])
+    check_target(output, force=force, inputs=[engine, bundle, *([] if plugin_library is None else [plugin_library])])
     plan = plan_refit(engine, Bundle(bundle), trust=trust_engine, plugin_library=plugin_library)
     if dry_run:
         require_resources(plan, output)
@@ -723,7 +798,7 @@ def refit(
     if as_json:
         print_json({"engine": str(output), **manifest.as_dict(), "seconds": result.seconds})
     else:
-        click.echo(f"{output}: {format_bytes(manifest.size)} with the weights of {bundle}; the engine was not run")
+        echo(f"{output}: {format_bytes(manifest.size)} with the weights of {bundle}; the engine was not run")
 
 
 @cli.command()
@@ -846,7 +921,7 @@ def no_tokenizer(bundle: "Bundle") -> InvalidRequest:
 def print_notes(notes: Iterable[str]) -> None:
     """What a user should know and did not ask for."""
     for note in notes:
-        click.echo(f"note: {printable(note)}", err=True)
+        echo(f"note: {note}", err=True)
 
 
 def write_native(
@@ -880,7 +955,7 @@ def write_native(
         return
     from umv2_export.report import format_bytes, format_count
 
-    click.echo(f"{output}: {format_count(parameters['total'])} parameters, {format_bytes(size)}")
+    echo(f"{output}: {format_count(parameters['total'])} parameters, {format_bytes(size)}")
 
 
 def show_export(result: "ExportResult", parity: "ParityReport | None", *, as_json: bool) -> None:
@@ -913,12 +988,12 @@ def show_build(result: "BuildResult", *, as_json: bool) -> None:
         print_json({"engine": str(output), **manifest.as_dict(), **facts})
         return
     newer = " and newer" if manifest.hardware_compatible else ""
-    click.echo(
+    echo(
         f"{output}: {format_bytes(manifest.size)}, {manifest.runtime} {manifest.runtime_version}, "
         f"compute capabilities {', '.join(manifest.compute_capabilities)}{newer}, "
         f"profiles {', '.join(profile['name'] for profile in manifest.profiles)}, built in {result.seconds:.1f} s"
     )
-    click.echo(
+    echo(
         f"the parsed network has the graph's {len(manifest.inputs)} inputs and {len(manifest.outputs)} outputs, and "
         f"{result.checked_values} float values of it have the graph's dtypes; the engine itself was not run"
     )
@@ -930,61 +1005,29 @@ def show_build(result: "BuildResult", *, as_json: bool) -> None:
         else "it brings its plugin library",
     }
     if manifest.plugins in needs:
-        click.echo(needs[manifest.plugins])
+        echo(needs[manifest.plugins])
     if manifest.weights == "stripped":
-        click.echo("it has no weights: `umv2-export refit` puts them in")
+        echo("it has no weights: `umv2-export refit` puts them in")
 
 
-def print_dry_run(output: Path, memory: int, disk: int, *, as_json: bool) -> None:
-    """What a run would need."""
+def print_dry_run(output: Path, memory: int, disk: int, validation: int | None = None, *, as_json: bool) -> None:
+    """What a run would need; `validation` is the memory of the check after it, 0 where that is left out."""
     if as_json:
-        print_json({"dry_run": True, "output": str(output), "peak_memory_bytes": memory, "disk_bytes": disk})
+        checked = {} if validation is None else {"validation_memory_bytes": validation}
+        facts = {"dry_run": True, "output": str(output), "peak_memory_bytes": memory, "disk_bytes": disk}
+        print_json({**facts, **checked})
         return
     from umv2_export.report import format_bytes
 
-    click.echo(f"{output}: needs {format_bytes(disk)} of disk and about {format_bytes(memory)} of memory")
-
-
-def print_json(document: Mapping[str, Any]) -> None:
-    """One JSON object on stdout; NaN is no JSON."""
-    click.echo(json.dumps(document, indent=2, allow_nan=False, default=dict))
-
-
-def report_error(error: Umv2Error) -> NoReturn:
-    """The message on stderr, the same facts on stdout with --json, and the exit code."""
-    if "--json" in sys.argv:
-        print_json(error.as_json())
-    click.echo(f"error: {error.message()}", err=True)
-    sys.exit(error.exit_code)
+    check = {None: "", 0: ", without the check against PyTorch"}.get(
+        validation, f"; the check against PyTorch takes {format_bytes(validation or 0)} of it"
+    )
+    echo(f"{output}: needs {format_bytes(disk)} of disk and about {format_bytes(memory)} of memory{check}")
 
 
 def main() -> NoReturn:
     """Run the command line; a user's mistake ends with a message and its exit code, never with a traceback."""
-    try:
-        cli.main(standalone_mode=False)
-    except Umv2Error as error:
-        report_error(error)
-    except click.ClickException as error:
-        if "--json" in sys.argv:
-            print_json({"error": {"exit_code": error.exit_code, "what": error.format_message()}})
-        error.show()
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader of stdout has gone, as in `| head -1`; python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_BROKEN_PIPE)
-    except (OSError, MemoryError) as error:
-        report_error(EnvironmentUnfit(str(error) or "not enough memory"))
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
-        sys.exit(EXIT_INTERRUPTED)
-    except Exception as error:  # a bug of ours: told apart from a failed check by its exit code
-        if os.environ.get("UMV2_TRACEBACK"):
-            raise
-        click.echo(f"internal error: {type(error).__name__}: {error}", err=True)
-        click.echo("  fix: please report it, with what UMV2_TRACEBACK=1 shows", err=True)
-        sys.exit(EXIT_INTERNAL)
-    sys.exit(0)
+    sys.exit(run(cli))
 
 
 if __name__ == "__main__":

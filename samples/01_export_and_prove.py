@@ -64,8 +64,8 @@ def main() -> None:
     print("\nThe exported model computes the same." if same else "\nTHE EXPORTED MODEL DIFFERS.")
 
     print("\n5. A trained UltraMemV2 and a trained mixture of 8 experts of equal size, on text that neither saw:")
-    for name in ("umv2", "moe"):
-        umv2_export("onnx", CHECKPOINTS / name, "-o", OUTPUT / name, "--table-dtype", "fp32")
+    for name, options in (("umv2", ["--table-dtype", "fp32"]), ("moe", [])):
+        umv2_export("onnx", CHECKPOINTS / name, "-o", OUTPUT / name, *options)
         print(umv2_export("parity", OUTPUT / name, "--prompt-file", TEXT).splitlines()[-2])
     prompt = "def __init__(self, "
     print(prompt + umv2_export("generate", OUTPUT / "umv2", "--prompt", prompt, "--max-new-tokens", 80))

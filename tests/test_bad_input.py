@@ -436,13 +436,24 @@ def test_a_missing_package_is_noticed_before_the_export_begins(output: Path, mon
     assert_refused(run_command("onnx", RING, "-o", output), output, ENVIRONMENT, "onnxruntime")
 
 
-def test_a_file_under_the_temporary_name_is_kept(output: Path) -> None:
-    output.parent.mkdir()
-    (output.parent / ".output.partial").write_text("somebody's")
-    result = run_command("convert", RING, "-o", output)
-    assert result.exit_code == ENVIRONMENT
-    assert ".output.partial" in result.stderr
-    assert (output.parent / ".output.partial").read_text() == "somebody's"
+@pytest.mark.parametrize("name", [".output.partial", ".output.old"])
+def test_a_checkpoint_under_a_name_like_a_temporary_one_is_an_input_like_any_other(tmp_path: Path, name: str) -> None:
+    checkpoint = Path(shutil.copytree(RING, tmp_path / name))
+    before = sorted(file.name for file in checkpoint.iterdir())
+    assert run_command("convert", checkpoint, "-o", tmp_path / "output").exit_code == 0
+    assert sorted(file.name for file in checkpoint.iterdir()) == before
+    assert (tmp_path / "output" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("options", [[], ["--force"]], ids=str)
+def test_other_folders_beside_the_output_keep_what_they_hold(output: Path, options: list[str]) -> None:
+    for name in (".output.partial", ".output.old", ".umv2-partial-12345678"):
+        (output.parent / name).mkdir(parents=True)
+        (output.parent / name / "thesis").write_text("kept")
+    for _ in range(1 + len(options)):
+        assert run_command("convert", RING, "-o", output, *options).exit_code == 0
+    assert {file.read_text() for file in output.parent.glob(".*/thesis")} == {"kept"}
+    assert len(list(output.parent.glob(".*/thesis"))) == 3
 
 
 @contextlib.contextmanager

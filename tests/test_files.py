@@ -3,11 +3,15 @@
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,7 +27,9 @@ from umv2_export.files import (
     inside,
     require_free_space,
     tensor_bytes,
+    write_atomically,
 )
+from umv2_export.temporary import MARKER
 
 # Writes half of a new folder, says so, and waits to be killed.
 HALF_A_RUN = """
@@ -47,8 +53,25 @@ def target(tmp_path: Path) -> Path:
 
 
 def partial_of(target: Path) -> Path:
-    """The temporary sibling."""
-    return target.with_name(f".{target.name}.partial")
+    """The temporary sibling, of the one run that there was."""
+    (folder,) = target.parent.glob(".umv2-partial-*")
+    return folder
+
+
+@pytest.fixture
+def stale(target: Path) -> Path:
+    """What a killed run of the same target left."""
+    kill_half_a_run(target)
+    return partial_of(target)
+
+
+def kill_half_a_run(target: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        with atomic_directory(target) as folder:
+            (folder / "half").write_text("new")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
 
 
 def replace(target: Path) -> None:
@@ -109,23 +132,29 @@ def test_an_interrupt_leaves_nothing_where_nothing_was(tmp_path: Path) -> None:
     assert listing(tmp_path) == []
 
 
-def test_the_partial_folder_of_a_dead_run_is_removed(target: Path) -> None:
-    stale = partial_of(target)
-    (stale / "folder").mkdir(parents=True)
-    (stale / "folder" / "file").write_text("stale")
+def test_the_partial_folder_of_a_dead_run_is_removed(target: Path, stale: Path) -> None:
+    (stale / "new" / "folder").mkdir(parents=True)
+    (stale / "new" / "folder" / "file").write_text("stale")
     (stale / "link").symlink_to(target)
     with atomic_directory(target) as folder:
         assert listing(folder) == []
+        assert not stale.exists()
     assert listing(target) == []
     assert listing(target.parent) == ["bundle"]
 
 
-def test_what_a_link_of_a_dead_run_points_to_is_kept(target: Path) -> None:
-    partial_of(target).mkdir()
+def test_a_run_of_another_target_removes_it_too(target: Path, stale: Path) -> None:
+    replace(target.with_name("other"))
+    assert not stale.exists()
+    assert listing(target.parent) == ["bundle", "other"]
+
+
+def test_what_a_link_of_a_dead_run_points_to_is_kept(target: Path, stale: Path) -> None:
     kept = target.parent / "kept"
     kept.mkdir()
     (kept / "file").write_text("kept")
-    (partial_of(target) / "link").symlink_to(kept)
+    (stale / "new" / "link").symlink_to(kept)
+    (stale / "link").symlink_to(kept)
     replace(target)
     assert listing(kept) == ["file"]
 
@@ -139,9 +168,16 @@ def test_a_live_run_of_the_same_target_is_not_disturbed(target: Path) -> None:
     assert listing(target) == ["first"]
 
 
-def test_a_lock_of_another_process_refuses_with_exit_code_4(target: Path) -> None:
-    partial_of(target).mkdir()
-    lock = os.open(partial_of(target), os.O_RDONLY)
+def test_a_live_run_beside_the_target_is_not_disturbed(target: Path) -> None:
+    with atomic_directory(target.with_name("other")) as folder:
+        (folder / "first").write_text("first")
+        replace(target)
+    assert listing(target.parent) == ["bundle", "other"]
+    assert listing(target.with_name("other")) == ["first"]
+
+
+def test_a_lock_of_another_process_refuses_with_exit_code_4(target: Path, stale: Path) -> None:
+    lock = os.open(stale / MARKER, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     try:
         with pytest.raises(EnvironmentUnfit) as caught:
@@ -150,6 +186,7 @@ def test_a_lock_of_another_process_refuses_with_exit_code_4(target: Path) -> Non
         os.close(lock)
     assert caught.value.exit_code == 4
     assert listing(target) == ["old"]
+    assert listing(stale / "new") == ["half"]
 
 
 def test_a_killed_run_leaves_the_old_folder_and_the_next_run_succeeds(target: Path) -> None:
@@ -160,10 +197,159 @@ def test_a_killed_run_leaves_the_old_folder_and_the_next_run_succeeds(target: Pa
             replace(target)
         run.send_signal(signal.SIGKILL)
     assert listing(target) == ["old"]
-    assert listing(partial_of(target)) == ["half"]
+    assert listing(partial_of(target) / "new") == ["half"]
     replace(target)
     assert listing(target) == ["new"]
     assert listing(target.parent) == ["bundle"]
+
+
+def test_of_runs_that_start_at_once_one_writes(target: Path) -> None:
+    gate = threading.Barrier(8)
+
+    def run(number: int) -> bool:
+        gate.wait()
+        try:
+            with atomic_directory(target) as folder:
+                (folder / str(number)).write_text("")
+                gate.wait()
+        except EnvironmentUnfit:
+            gate.wait()
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(run, range(8))) == 1
+    assert listing(target.parent) == ["bundle"]
+
+
+# Folders of the user that look like ours.
+
+
+def strangers(parent: Path, target: Path, stale: Path) -> dict[str, Path]:
+    """Names and contents from which a careless tool would conclude that they are its own."""
+    folders = {
+        name: parent / name
+        for name in (f".{target.name}.partial", f".{target.name}.old", ".umv2-partial-", ".umv2-partial-abcdefgh")
+    }
+    for folder in folders.values():
+        folder.mkdir()
+    folders["a copy of a stale one"] = Path(shutil.copytree(stale, parent / ".umv2-partial-copied00"))
+    renamed = folders["a stale one under another name"] = Path(
+        shutil.copytree(stale, parent / ".umv2-partial-renamed0")
+    )
+    marker = json.loads((renamed / MARKER).read_text())
+    (renamed / MARKER).write_text(json.dumps(marker | {"inode": renamed.stat().st_ino}))
+    broken = folders["a broken marker"] = parent / ".umv2-partial-broken00"
+    broken.mkdir()
+    (broken / MARKER).write_text("[" * 10_000)
+    linked = folders["a marker that is a link"] = parent / ".umv2-partial-linked00"
+    linked.mkdir()
+    marker = {**marker, "folder": linked.name, "inode": linked.stat().st_ino}
+    (parent / "marker").write_text(json.dumps(marker))
+    (linked / MARKER).symlink_to(parent / "marker")
+    return folders
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_folder_of_the_user_is_never_touched_whatever_its_name(
+    target: Path, stale: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(files, "_rename_exchange", lambda first, second: False)
+    folders = strangers(target.parent, target, stale)
+    for folder in folders.values():
+        (folder / "thesis").write_text("kept")
+    replace(target)
+    assert {name: (folder / "thesis").read_text() for name, folder in folders.items()} == dict.fromkeys(folders, "kept")
+    assert not stale.exists()
+
+
+def test_a_link_to_a_stale_folder_is_not_ours(target: Path, stale: Path) -> None:
+    elsewhere = target.parent / "elsewhere"
+    elsewhere.mkdir()
+    moved = stale.rename(elsewhere / stale.name)
+    (target.parent / stale.name).symlink_to(moved)
+    replace(target)
+    assert listing(moved / "new") == ["half"]
+
+
+def test_the_mode_of_a_new_folder_is_that_of_the_umask(target: Path) -> None:
+    (target.parent / "plain").mkdir()
+    replace(target)
+    assert target.stat().st_mode == (target.parent / "plain").stat().st_mode
+
+
+def test_a_kill_between_two_renames_is_made_good_by_the_next_run(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = HALF_A_RUN.replace(
+        "with atomic",
+        """
+from umv2_export import files
+files._rename_exchange = lambda first, second: False
+rename = Path.rename
+def killed(path, to):
+    if path.name == "new":
+        import os
+        os.kill(os.getpid(), 9)
+    rename(path, to)
+Path.rename = killed
+with atomic""",
+    ).replace("time.sleep(60)", "pass")
+    subprocess.run([sys.executable, "-c", code, str(target)], check=False, stdout=subprocess.DEVNULL)
+    assert not target.exists()
+    replace(target.with_name("other"))
+    assert listing(target) == ["old"]
+    assert listing(target.parent) == ["bundle", "other"]
+
+
+def test_a_second_rename_that_fails_puts_the_old_folder_back(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_rename_exchange", lambda first, second: False)
+    rename = Path.rename
+
+    def fail(path: Path, to: Path) -> Path:
+        if path.name == "new":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        replace(target)
+    assert listing(target) == ["old"]
+    assert listing(target.parent) == ["bundle"]
+
+
+def test_a_target_has_all_255_bytes_of_a_name(tmp_path: Path) -> None:
+    target = tmp_path / ("n" * 255)
+    check_target(target, force=False)
+    replace(target)
+    replace(target)
+    assert listing(tmp_path) == [target.name]
+
+
+# write_atomically
+
+
+def test_a_file_is_replaced_as_a_whole_and_nothing_is_left_beside_it(target: Path) -> None:
+    write_atomically(target / "old", b"new")
+    write_atomically(target / ("n" * 255), b"new")
+    assert (target / "old").read_bytes() == b"new"
+    assert listing(target) == ["n" * 255, "old"]
+
+
+def test_a_file_of_the_user_beside_it_is_kept(target: Path) -> None:
+    mine = target / f".old.{os.getpid()}.partial"
+    mine.write_text("kept")
+    write_atomically(target / "old", b"new")
+    assert mine.read_text() == "kept"
+
+
+def test_a_link_stays_a_link_to_the_new_content(target: Path) -> None:
+    (target / "link").symlink_to("old")
+    write_atomically(target / "link", b"new")
+    assert (target / "link").is_symlink()
+    assert (target / "old").read_bytes() == b"new"
+
+
+# atomic_directory, again
 
 
 def test_folders_are_replaced_where_the_file_system_cannot_exchange_names(
@@ -242,68 +428,6 @@ def test_a_file_that_reaches_the_limit_of_its_size_is_an_unfit_environment(targe
     assert listing(target.parent) == ["bundle"]
 
 
-# check_target
-
-
-def test_a_folder_that_is_missing_or_empty_may_be_written(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    check_target(tmp_path / "empty", force=False)
-    check_target(tmp_path / "missing", force=False)
-
-
-def test_a_folder_that_is_not_empty_needs_force(target: Path) -> None:
-    with pytest.raises(InvalidRequest, match=r"not empty[\s\S]*--force"):
-        check_target(target, force=False)
-    check_target(target, force=True)
-
-
-@pytest.mark.parametrize("force", [False, True])
-def test_a_file_is_never_replaced(target: Path, force: bool) -> None:
-    with pytest.raises(InvalidRequest, match="is a file"):
-        check_target(target / "old", force=force)
-
-
-@pytest.mark.parametrize("force", [False, True])
-def test_a_target_below_a_file_is_refused(target: Path, force: bool) -> None:
-    with pytest.raises(InvalidRequest):
-        check_target(target / "old" / "bundle", force=force)
-
-
-@pytest.mark.parametrize("force", [False, True])
-@pytest.mark.parametrize("name", [".", "..", "../..", "../../bundle"])
-def test_the_working_directory_and_what_holds_it_are_refused(
-    target: Path, monkeypatch: pytest.MonkeyPatch, name: str, force: bool
-) -> None:
-    (target / "below").mkdir()
-    monkeypatch.chdir(target / "below")
-    with pytest.raises(InvalidRequest, match="holds the current folder"):
-        check_target(Path(name), force=force)
-
-
-def test_force_does_not_delete_the_home_directory(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(target / "user"))
-    with pytest.raises(InvalidRequest, match="--force would delete"):
-        check_target(target, force=True)
-
-
-def test_force_does_not_delete_the_input(target: Path) -> None:
-    for checkpoint in (target, target / "checkpoints" / "step-1"):
-        with pytest.raises(InvalidRequest, match="--force would delete"):
-            check_target(target, force=True, inputs=[checkpoint])
-
-
-def test_force_does_not_delete_an_input_behind_a_link(target: Path) -> None:
-    link = target.with_name("link")
-    link.symlink_to(target / "checkpoint")
-    (target / "checkpoint").mkdir()
-    with pytest.raises(InvalidRequest, match="--force would delete"):
-        check_target(target, force=True, inputs=[link])
-
-
-def test_force_replaces_a_folder_beside_the_input(target: Path) -> None:
-    check_target(target, force=True, inputs=[target.with_name("bundle-2")])
-
-
 # require_free_space
 
 
@@ -380,16 +504,6 @@ def test_tensor_bytes_are_the_elements_in_row_major_order(dtype: torch.dtype) ->
     assert bytes(tensor_bytes(tensor.t().contiguous().t())) == expected
 
 
-def test_a_link_under_the_temporary_name_is_not_followed(target: Path) -> None:
-    victim = target.parent / "victim"
-    victim.mkdir()
-    (victim / "precious").write_text("kept")
-    (target.parent / f".{target.name}.partial").symlink_to(victim)
-    with pytest.raises((EnvironmentUnfit, OSError)), atomic_directory(target):
-        pass
-    assert (victim / "precious").read_text() == "kept"
-
-
 def test_without_replace_a_file_that_came_meanwhile_is_kept(tmp_path: Path) -> None:
     late = tmp_path / "late"
 
@@ -402,4 +516,4 @@ def test_without_replace_a_file_that_came_meanwhile_is_kept(tmp_path: Path) -> N
     with pytest.raises(InvalidRequest, match="not empty any more"):
         write()
     assert [entry.name for entry in late.iterdir()] == ["thesis"]
-    assert [entry.name for entry in tmp_path.iterdir() if entry.name.endswith(".partial")] == []
+    assert listing(tmp_path) == ["late"]

@@ -1,11 +1,7 @@
 """Export UltraMemV2 memory-layer models to ONNX, and prove that the exported model computes the same.
 
-This module stays free of heavy imports: `umv2-export --help` loads it.
+This module imports nothing: it is loaded before an interrupt of `umv2-export` is dealt with.
 """
-
-from pathlib import Path
-
-from umv2_export.errors import EnvironmentUnfit
 
 __all__ = ["__version__", "cuda_library", "native_library"]
 
@@ -31,6 +27,10 @@ def cuda_library() -> str:
 
 
 def _built(name: str) -> str:
+    from pathlib import Path  # noqa: PLC0415 - see above
+
+    from umv2_export.errors import EnvironmentUnfit  # noqa: PLC0415
+
     # In an editable installation Python files lie in the source tree and built ones in site-packages.
     for folder in __path__:
         if (Path(folder) / name).is_file():

@@ -16,9 +16,24 @@ from onnx.external_data_helper import ExternalDataInfo
 
 from umv2_export.config import ModelConfig
 from umv2_export.dtypes import torch_dtype
-from umv2_export.errors import CheckFailed, InputRejected
+from umv2_export.errors import CheckFailed, InputRejected, shown
 from umv2_export.files import file_sha256, inside, read_json
 from umv2_export.model.folded import MOST_SHARDS, TableLayout
+from umv2_export.names import DTYPES, MOE_FORMS, TARGETS
+from umv2_export.schema import (
+    Test,
+    check_fields,
+    either,
+    flag,
+    integer,
+    list_of,
+    mapping,
+    one_of,
+    record,
+    sha256,
+    text,
+)
+from umv2_export.signature import check_graph_values, check_manifest_values
 
 __all__ = ["MANIFEST_FILE", "MODEL_FILE", "WEIGHTS_FILE", "Bundle", "Manifest", "TableFile", "rows_file"]
 
@@ -29,6 +44,8 @@ WEIGHTS_FILE = "weights.data"
 # What hubs and their download tools add to a folder; no command reads it.
 DOWNLOADED_FILES = (".gitattributes", "README.md")
 DOWNLOAD_CACHE = ".cache/huggingface/"
+# A thousand blocks, the most that are read, take 100 MB.
+MAX_GRAPH_BYTES = 2**29
 
 FORMAT = "umv2-bundle"
 FORMAT_VERSION = 3
@@ -97,6 +114,59 @@ class Manifest:
         (folder / MANIFEST_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
+_DTYPE = one_of(*DTYPES)
+_VALUES = list_of(record({"name": text, "dtype": text, "axes": list_of(either(text, integer()))}))
+
+
+# Every field of `Manifest`; the config is a `ModelConfig`'s to read.
+def _release(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4}){2}", value) is not None
+
+
+SCHEMA: Mapping[str, Test] = {
+    "tool_version": text,
+    # Nothing is computed from it.
+    "source": record(
+        {
+            "format": text,
+            "files": mapping(sha256),
+            "sha256": sha256,
+            "tokenizer": text,
+            "ignored_fields": list_of(text),
+            "never_added": list_of(text),
+        },
+        whole=False,
+    ),
+    "config": mapping(lambda _: True),
+    "query_layout": one_of("released", "per_rank"),
+    "dtype": _DTYPE,
+    "key_dtype": _DTYPE,
+    "table_dtype": _DTYPE,
+    "moe_form": one_of(None, *MOE_FORMS),
+    "opset": integer(1, 1000),
+    "min_onnxruntime": _release,
+    "target": one_of(*TARGETS),
+    "functions": one_of("local", "inlined"),
+    "tables": record(
+        {
+            "per_layer": flag,
+            "rows": integer(),
+            "row_size": integer(),
+            "rows_per_shard": integer(1),
+            "shards": integer(),
+        }
+    ),
+    "inputs": _VALUES,
+    "outputs": _VALUES,
+    "logits_columns": record({"size": integer(1), "is": one_of("embedding_size"), "vocab_size": integer(1)}),
+    "parameters": record(
+        {"total": integer(1), "activated": integer(1)} | dict.fromkeys(("dense", "keys", "rows", "experts"), integer())
+    ),
+    "bytes": record(dict.fromkeys(("dense", "keys", "map", "rows", "router", "experts"), integer())),
+    "files": mapping(record({"size": integer(), "sha256": text})),
+}
+
+
 @dataclass(frozen=True)
 class _Place:
     """Bytes of a file."""
@@ -145,17 +215,27 @@ class Bundle:
             size = inside(path, name).stat().st_size
             if size != facts["size"]:
                 raise InputRejected(f"file {name!r} has {size} bytes, the manifest says {facts['size']}", where=path)
-        has_rows = self.config.memory.layers > 0
-        if (
-            self.layout.shards > MOST_SHARDS
-            or self.layout.row_size != self.config.memory.row_size
-            or (self.layout.rows > 0) != has_rows
-        ):
-            raise InputRejected("field 'tables' contradicts the configuration", where=path / MANIFEST_FILE)
-        if (self.manifest.moe_form is None) != (self.config.experts is None):
-            raise InputRejected("field 'moe_form' contradicts the configuration", where=path / MANIFEST_FILE)
         if MODEL_FILE not in self.manifest.files:
             raise InputRejected(f"the manifest names no {MODEL_FILE}", where=path)
+        self._compare_with_config(path / MANIFEST_FILE)
+
+    def _compare_with_config(self, where: Path) -> None:
+        """Refuse a manifest that says one thing in its configuration and another beside it."""
+        manifest, config, layout = self.manifest, self.config, self.layout
+        columns = {"size": config.embedding_size, "is": "embedding_size", "vocab_size": config.vocab_size}
+        agreements = {
+            "tables": layout.shards <= MOST_SHARDS
+            and layout.shards == manifest.tables["shards"]
+            and layout.row_size == config.memory.row_size
+            and (layout.rows > 0) == (config.memory.layers > 0),
+            "moe_form": (manifest.moe_form is None) == (config.experts is None),
+            "query_layout": manifest.query_layout == config.memory.query_layout,
+            "logits_columns": manifest.logits_columns == columns,
+        }
+        for field, agrees in agreements.items():
+            if not agrees:
+                raise InputRejected(f"field {field!r} contradicts the configuration", where=where)
+        check_manifest_values(manifest.inputs, manifest.outputs, config, manifest.dtype, where=where)
 
     @property
     def model_file(self) -> Path:
@@ -178,12 +258,23 @@ class Bundle:
         """The graph without its external data.
 
         Raises:
-            InputRejected: not an ONNX file, or external data outside the bundle's files.
+            InputRejected: not an ONNX file, other inputs, outputs or ops than the manifest says, or external data
+                outside the bundle's files.
         """
+        if self.manifest.files[MODEL_FILE]["size"] > MAX_GRAPH_BYTES:
+            raise InputRejected(f"the graph has more than {MAX_GRAPH_BYTES} bytes", where=self.model_file)
         try:
             model = onnx.load(self.model_file, load_external_data=False)
         except Exception as error:  # protobuf's DecodeError lies in a module that differs between versions
             raise InputRejected("not an ONNX file", where=self.model_file, why=str(error)) from error
+        if not model.graph.node:
+            raise InputRejected("the ONNX file holds no graph", where=self.model_file)
+        opsets = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+        if opsets != [self.manifest.opset]:
+            raise InputRejected(
+                f"the graph has opset {opsets}, the manifest says {self.manifest.opset}", where=self.model_file
+            )
+        check_graph_values(model.graph, self.manifest.inputs, self.manifest.outputs, where=self.model_file)
         for tensor in model.graph.initializer:
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 self._external(tensor)
@@ -249,6 +340,7 @@ class Bundle:
 
         Raises:
             CheckFailed: a file differs, or is not in the manifest.
+            InputRejected: the files are those of the manifest, and the graph is not.
         """
         for name, facts in self.manifest.files.items():
             digest = file_sha256(inside(self.path, name))
@@ -263,6 +355,7 @@ class Bundle:
         for name in strangers:
             if name not in known and not name.startswith(DOWNLOAD_CACHE):
                 raise CheckFailed(f"file {name!r} is not in the manifest", where=self.path)
+        self.graph()
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -276,54 +369,10 @@ def _read_manifest(path: Path) -> Manifest:
         raise InputRejected(f"not the manifest of a bundle: its format is not {FORMAT!r}", where=file)
     if document.get("format_version") != FORMAT_VERSION:
         raise InputRejected(
-            f"format version {document.get('format_version')!r}, this tool reads {FORMAT_VERSION}",
+            f"format version {shown(document.get('format_version'))}, this tool reads {FORMAT_VERSION}",
             where=file,
             fix="export the checkpoint again with this version",
         )
-    names = {field.name for field in dataclasses.fields(Manifest)}
-    missing = sorted(names - document.keys())
-    if missing:
-        raise InputRejected(f"field {missing[0]!r} is missing", where=file)
-    manifest = Manifest(**{name: document[name] for name in names})
-    _check_manifest(manifest, file)
-    return manifest
-
-
-def _check_manifest(manifest: Manifest, file: Path) -> None:
-    """Refuse types and values on which later code relies."""
-
-    def is_size(value: object) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-    def require(holds: bool, field: str) -> None:
-        if not holds:
-            raise InputRejected(f"field {field!r} is malformed", where=file)
-
-    require(isinstance(manifest.config, dict), "config")
-    require(manifest.dtype in ("fp32", "fp16", "bf16"), "dtype")
-    require(manifest.key_dtype in ("fp32", "fp16", "bf16"), "key_dtype")
-    require(manifest.table_dtype in ("fp32", "fp16", "bf16"), "table_dtype")
-    require(manifest.moe_form in (None, "standard", "contrib"), "moe_form")
-    version = manifest.min_onnxruntime
-    require(
-        isinstance(version, str) and re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4}){2}", version) is not None,
-        "min_onnxruntime",
-    )
-    require(manifest.target in ("any", "gpu"), "target")
-    require(manifest.functions in ("local", "inlined"), "functions")
-    require(isinstance(manifest.source, dict), "source")
-    tables = manifest.tables
-    require(isinstance(tables, dict) and isinstance(tables.get("per_layer"), bool), "tables")
-    require(all(is_size(tables.get(name)) for name in ("rows", "row_size")), "tables")
-    require(is_size(tables.get("rows_per_shard")) and tables["rows_per_shard"] > 0, "tables")
-    require(isinstance(manifest.files, dict), "files")
-    for facts in manifest.files.values():
-        require(
-            isinstance(facts, dict) and is_size(facts.get("size")) and isinstance(facts.get("sha256"), str), "files"
-        )
-    counts, stored = manifest.parameters, manifest.bytes
-    names = ("total", "activated", "dense", "keys", "rows", "experts")
-    require(isinstance(counts, dict) and all(is_size(counts.get(name)) for name in names), "parameters")
-    require(counts["total"] > 0 and counts["activated"] > 0, "parameters")
-    kinds = ("dense", "keys", "map", "rows", "router", "experts")
-    require(isinstance(stored, dict) and all(is_size(stored.get(kind)) for kind in kinds), "bytes")
+    fields = {name: value for name, value in document.items() if name not in ("format", "format_version")}
+    check_fields(fields, SCHEMA, where=file)
+    return Manifest(**fields)

@@ -2,6 +2,8 @@
 
 import reprlib
 
+from umv2_export.terminal import printable
+
 __all__ = [
     "BuildFailed",
     "CheckFailed",
@@ -17,11 +19,6 @@ __all__ = [
 # Aliases and long numbers let a small untrusted file hold a value whose text never ends.
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring = 2, 4, 4, 120
-
-
-def printable(text: str) -> str:
-    """Control characters of a file's names would reach the terminal, and could rewrite what it shows."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def shown(value: object) -> str:

@@ -3,12 +3,10 @@
 import contextlib
 import ctypes
 import errno
-import fcntl
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
@@ -17,6 +15,9 @@ import torch
 
 from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest, shown
 from umv2_export.links import require_own_links
+from umv2_export.strict_json import parse_json
+from umv2_export.target import check_target
+from umv2_export.temporary import OLD, temporary_sibling
 
 __all__ = [
     "TOKENIZER_FILES",
@@ -44,7 +45,7 @@ _RENAME_EXCHANGE = 2
 
 
 def read_json(file: Path) -> Mapping[str, Any]:
-    """A JSON object.
+    """A JSON object; see `parse_json` for what is refused.
 
     Raises:
         InputRejected: the file is missing, too large, behind another user's link, or holds none.
@@ -52,11 +53,13 @@ def read_json(file: Path) -> Mapping[str, Any]:
     require_own_links(file.parent, file.name)
     if not file.is_file():
         raise InputRejected("file missing", where=file)
-    if file.stat().st_size > MAX_JSON_BYTES:
+    with file.open("rb") as stream:
+        content = stream.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
         raise InputRejected(f"the file is larger than {MAX_JSON_BYTES} bytes", where=file)
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        data = parse_json(content.decode())
+    except ValueError as error:
         raise InputRejected("not a JSON file", where=file, why=str(error)) from error
     if not isinstance(data, dict):
         raise InputRejected("expected a JSON object", where=file)
@@ -144,54 +147,14 @@ class HashedFile:
         return self._digest.hexdigest()
 
 
-def check_target(target: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None:
-    """Refuse a target folder that holds something, or whose replacement would destroy more than an old result.
-
-    Args:
-        target: the folder to be written.
-        force: replace what is there.
-        inputs: folders that the command reads.
-
-    Raises:
-        InvalidRequest: the target may not be written.
-    """
-    resolved = target.resolve()
-    if Path.cwd().is_relative_to(resolved):
-        raise InvalidRequest(
-            f"the output is {resolved}, which holds the current folder",
-            why="an output folder is written aside and takes its name when it is whole",
-            fix="name a folder below it",
-        )
-    nearest = next(folder for folder in (resolved, *resolved.parents) if folder.exists())
-    if not nearest.is_dir():
-        raise InvalidRequest("the output exists and is a file, or lies under one", where=nearest, fix="name a folder")
-    for source in inputs:
-        if source.resolve() in resolved.parents:
-            raise InvalidRequest("the output lies in the checkpoint that is read", where=resolved, fix="name another")
-    if os.path.ismount(resolved):
-        raise InvalidRequest(
-            "the output is a mount point, which cannot be renamed", where=resolved, fix="name a folder below it"
-        )
-    if not target.exists() or not any(target.iterdir()):
-        return
-    if not force:
-        raise InvalidRequest("the output folder is not empty", where=target, fix="name another, or pass --force")
-    for kept in (Path.home(), *inputs):
-        if kept.resolve().is_relative_to(resolved):
-            raise InvalidRequest(
-                f"--force would delete {kept}", where=target, why="the output folder is replaced as a whole"
-            )
-
-
 def write_atomically(file: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all, in place of an older one."""
+    """Write a file that appears whole or not at all, in place of an older one; a link stays, and leads to it."""
+    file = Path(os.path.realpath(file))
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with temporary_sibling(file, alone=False) as folder:
+        with HashedFile(folder / "new") as out:
+            out.write(content)
+        (folder / "new").replace(file)
 
 
 def require_free_space(target: Path, size: int) -> None:
@@ -212,32 +175,30 @@ def require_free_space(target: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def atomic_directory(target: Path, *, replace: bool = True) -> Iterator[Path]:
-    """A temporary sibling of `target` to write into; it takes the name `target` when the block ends without error.
+    """A temporary folder to write into; it takes the name `target` when the block ends without error.
 
     Without `replace`, a folder that holds anything by then is left alone, whenever its content came.
 
-    Killed at any moment, the old folder or nothing stands under the name. A sibling that an earlier, killed run left
-    is removed; one that a live run holds is an error.
+    Killed at any moment, the old folder or nothing stands under the name. What an earlier, killed run left is removed;
+    a target that a live run writes is an error.
 
     Raises:
         EnvironmentUnfit: the disk is full or may not be written, or another run writes the same target.
     """
     target = target.resolve()
-    partial = target.with_name(f".{target.name}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock = _locked_empty_directory(partial, target)
-        try:
-            yield partial
-            _sync_files(partial)
+        with temporary_sibling(target, alone=True) as folder:
+            # Inside the private folder, and with the mode that the user's umask gives.
+            new = folder / "new"
+            new.mkdir()
+            yield new
+            _sync_files(new)
             if replace:
-                _exchange(partial, target)
+                _exchange(new, target, aside=folder / OLD)
             else:
-                _rename_to_empty(partial, target)
+                _rename_to_empty(new, target)
             _sync_directory(target.parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            os.close(lock)
     except OSError as error:
         if error.errno in _FULL_DISK:
             raise EnvironmentUnfit(
@@ -248,28 +209,9 @@ def atomic_directory(target: Path, *, replace: bool = True) -> Iterator[Path]:
         raise
 
 
-def _locked_empty_directory(partial: Path, target: Path) -> int:
-    """Create `partial`, or take it over from a dead run; the lock lives as long as the returned descriptor."""
-    partial.mkdir(exist_ok=True)
-    # Not through a link: what it points to would be emptied.
-    lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+def _rename_to_empty(new: Path, target: Path) -> None:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Its owner may have renamed it away between mkdir and flock.
-        current = os.stat(partial)
-        if (current.st_dev, current.st_ino) != (os.fstat(lock).st_dev, os.fstat(lock).st_ino):
-            raise BlockingIOError
-    except (BlockingIOError, FileNotFoundError):
-        os.close(lock)
-        raise EnvironmentUnfit("another run is writing this output", where=target, fix="wait for it to end") from None
-    for entry in partial.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-    return lock
-
-
-def _rename_to_empty(partial: Path, target: Path) -> None:
-    try:
-        partial.rename(target)
+        new.rename(target)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
@@ -278,18 +220,16 @@ def _rename_to_empty(partial: Path, target: Path) -> None:
         ) from error
 
 
-def _exchange(partial: Path, target: Path) -> None:
+def _exchange(new: Path, target: Path, *, aside: Path) -> None:
     if not target.exists():
-        partial.rename(target)
+        new.rename(target)
         return
-    if _rename_exchange(partial, target):
+    if _rename_exchange(new, target):
         return
-    # Not every file system can exchange: a kill between the two renames then leaves nothing under the name.
-    aside = target.with_name(f".{target.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
+    # Not every file system can exchange: a kill between the two renames leaves nothing under the name, and the next
+    # run puts the old folder back.
     target.rename(aside)
-    partial.rename(target)
-    shutil.rmtree(aside, ignore_errors=True)
+    new.rename(target)
 
 
 def _rename_exchange(first: Path, second: Path) -> bool:

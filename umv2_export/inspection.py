@@ -12,6 +12,7 @@ from umv2_export.checkpoint import Checkpoint, open_checkpoint
 from umv2_export.config import count_parameters
 from umv2_export.engines.manifest import ENGINE_MANIFEST_FILE, describe_engine
 from umv2_export.errors import InputRejected
+from umv2_export.signature import describe_value
 
 __all__ = ["describe_path"]
 
@@ -102,8 +103,8 @@ def _describe_graph_file(path: Path) -> dict[str, Any]:
         "kind": "onnx",
         "producer": f"{model.producer_name} {model.producer_version}".strip(),
         "opsets": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
-        "inputs": [_describe_value(value) for value in model.graph.input],
-        "outputs": [_describe_value(value) for value in model.graph.output],
+        "inputs": [describe_value(value) for value in model.graph.input],
+        "outputs": [describe_value(value) for value in model.graph.output],
         "ops": _count_ops(model.graph.node),
         "functions": [f"{function.domain}::{function.name}" for function in model.functions],
         "initializers": len(model.graph.initializer),
@@ -112,14 +113,6 @@ def _describe_graph_file(path: Path) -> dict[str, Any]:
         ),
         "size": path.stat().st_size,
     }
-
-
-def _describe_value(value: onnx.ValueInfoProto) -> dict[str, Any]:
-    tensor = value.type.tensor_type
-    axes = [axis.dim_param or axis.dim_value for axis in tensor.shape.dim]
-    known = onnx.TensorProto.DataType.values()
-    dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower() if tensor.elem_type in known else "unknown"
-    return {"name": value.name, "dtype": dtype, "axes": axes}
 
 
 def _count_ops(nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:

@@ -3,8 +3,9 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+
+from umv2_export.console import open_console
 
 __all__ = ["Advance", "Tracker", "progress_bars", "silent"]
 
@@ -22,7 +23,7 @@ def silent(description: str, total: int | None) -> Advance:
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Tracker]:
     """A tracker whose bars are drawn when stderr is a terminal."""
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     if not console.is_terminal:
         yield silent
         return

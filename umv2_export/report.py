@@ -9,7 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from umv2_export.bundle import Bundle
+from umv2_export.console import open_console
 from umv2_export.parity import ParityReport
+from umv2_export.terminal import one_line
 
 if TYPE_CHECKING:
     from umv2_export.bench.ops import OpResult
@@ -51,8 +53,8 @@ def format_count(number: float) -> str:
 
 def _console(*, stderr: bool = False) -> Console:
     """Never wraps: a table that is piped into a file keeps its columns."""
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=200)
+    console = open_console(stderr=stderr)
+    return console if console.is_terminal else open_console(stderr=stderr, width=200)
 
 
 def _number(value: float | None, digits: str = ".2e") -> str:
@@ -257,16 +259,17 @@ def print_description(description: Mapping[str, Any]) -> None:
     def show(name: str, value: object, indent: int, parent: str = "") -> None:
         pad = "  " * indent
         if isinstance(value, Mapping):
-            console.print(f"{pad}{name}", highlight=False, markup=False)
+            console.print(f"{pad}{one_line(name)}", highlight=False, markup=False)
             for key, entry in value.items():
                 show(str(key), entry, indent + 1, name)
         elif isinstance(value, Sequence) and not isinstance(value, str) and value and isinstance(value[0], Mapping):
-            console.print(f"{pad}{name} ({len(value)})", highlight=False, markup=False)
+            console.print(f"{pad}{one_line(name)} ({len(value)})", highlight=False, markup=False)
             for entry in value if len(value) <= 4 else (*value[:3], value[-1]):
                 facts = "  ".join(str(fact) for fact in entry.values())
-                console.print(f"{pad}  {facts}", highlight=False, markup=False)
+                console.print(f"{pad}  {one_line(facts)}", highlight=False, markup=False)
         else:
-            console.print(f"{pad}{name}: {_plain(name, value, parent)}", highlight=False, markup=False)
+            text = one_line(f"{name}: {_plain(name, value, parent)}")
+            console.print(f"{pad}{text}", highlight=False, markup=False)
 
     for name, value in description.items():
         show(name, value, 0)

@@ -71,7 +71,15 @@ class CheckpointTensor:
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """Copy the rows `index` (int64) of a table, without the check that `check_finite` makes."""
-        return torch.cat([part.index_select(0, index) for part in self.parts], dim=1)
+        if self.axis == 1:
+            return torch.cat([part.index_select(0, index) for part in self.parts], dim=1)
+        rows = self.parts[0].new_empty((len(index), *self.parts[0].shape[1:]))
+        first = 0
+        for part in self.parts:
+            here = (index >= first) & (index < first + len(part))
+            rows[here] = part.index_select(0, index[here] - first)
+            first += len(part)
+        return rows
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         """The tensor in consecutive slices of rows, checked, each of at most 64 MiB or one row.
@@ -134,6 +142,7 @@ class Checkpoint:
         files: all files that hold configuration and weights, in reading order.
         tokenizer_files: tokenizer files beside them, or those that the user named.
         notes: what a user should know of how it was read, a sentence each.
+        never_added: those of the notes that a bundle carries on: memory layers that were left out.
         tokenizer: what the configuration calls its tokenizer, where it names one.
         ignored_fields: unknown fields of the configuration that the user asked to leave out.
     """
@@ -145,6 +154,7 @@ class Checkpoint:
     files: Sequence[Path]
     tokenizer_files: Sequence[Path]
     notes: Sequence[str] = ()
+    never_added: Sequence[str] = ()
     tokenizer: str | None = None
     ignored_fields: Sequence[str] = ()
 

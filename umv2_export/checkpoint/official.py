@@ -65,6 +65,7 @@ def read_checkpoint(
         [config_file, *weight_files],
         tokenizer_files(path),
         (*notes, *model.insertion.notes),
+        never_added=model.insertion.notes,
         tokenizer=_tokenizer_identifier(read_yaml(config_file)),
         ignored_fields=list(ignore_fields),
     )

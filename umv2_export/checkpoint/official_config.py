@@ -161,7 +161,7 @@ def _memory(model: OfficialModel, facts: TensorFacts, query_layout: QueryLayout,
     }
     # The layers of V1 and Memory+ are handed none of the other fields, whatever the file says of them.
     if model.kind == "memory_plus":
-        return MemoryConfig("memory_plus", pre_value_dim=0, **common)
+        return MemoryConfig("memory_plus", pre_value_dim=0, query_per_rank=False, **common)
     common["query_layout"] = query_layout
     if model.kind == "ultramem_v1":
         expansion = math.isqrt(facts.value_groups)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from umv2_export.config import ModelConfig
 from umv2_export.errors import CheckFailed, InputRejected, shown
 from umv2_export.files import file_sha256, inside, read_json
+from umv2_export.schema import Test, check_fields, either, flag, integer, list_of, mapping, one_of, record, text
 
 __all__ = [
     "ENGINE_FILE",
@@ -82,6 +83,32 @@ class EngineManifest:
         """Write engine.json; the last file of an engine."""
         text = json.dumps(self.as_dict(), indent=2) + "\n"
         (folder / ENGINE_MANIFEST_FILE).write_text(text, encoding="utf-8")
+
+
+_VALUES = list_of(record({"name": text, "dtype": text, "axes": list_of(either(text, integer()))}))
+_SHAPE = list_of(integer())
+
+# Every field of `EngineManifest`; the config is a `ModelConfig`'s to read.
+SCHEMA: Mapping[str, Test] = {
+    "tool_version": text,
+    "runtime": text,
+    "runtime_version": text,
+    "compute_capabilities": list_of(text),
+    "version_compatible": flag,
+    "hardware_compatible": flag,
+    "plugins": one_of("none", "aot", "jit", "library"),
+    "weights": one_of("included", "stripped"),
+    "profiles": list_of(
+        record({"name": text, "shapes": mapping(record({"min": _SHAPE, "opt": _SHAPE, "max": _SHAPE}))})
+    ),
+    "inputs": _VALUES,
+    "outputs": _VALUES,
+    "size": integer(),
+    "sha256": text,
+    "bundle": text,
+    "graph": text,
+    "config": mapping(lambda _: True),
+}
 
 
 @dataclass(frozen=True)
@@ -233,35 +260,6 @@ def _read_manifest(path: Path) -> EngineManifest:
             where=file,
             fix="build the engine again with this version",
         )
-    for field in dataclasses.fields(EngineManifest):
-        if not _well_formed(field.name, document.get(field.name)):
-            raise InputRejected(f"field {field.name!r} is missing or malformed", where=file)
-    return EngineManifest(**{field.name: document[field.name] for field in dataclasses.fields(EngineManifest)})
-
-
-def _well_formed(field: str, value: object) -> bool:
-    """Types on which later code relies."""
-    if field in _CHOICES:
-        return value in _CHOICES[field]
-    if field in _ENTRIES:
-        return isinstance(value, list) and all(_ENTRIES[field](entry) for entry in value)
-    if field == "size":
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return isinstance(value, _TYPES.get(field, str))
-
-
-_CHOICES: Mapping[str, Sequence[str]] = {
-    "plugins": ("none", "aot", "jit", "library"),
-    "weights": ("included", "stripped"),
-}
-
-_TYPES: Mapping[str, type] = {"config": dict, "version_compatible": bool, "hardware_compatible": bool}
-
-_ENTRIES: Mapping[str, Callable[[Any], bool]] = {
-    "compute_capabilities": lambda entry: isinstance(entry, str),
-    "inputs": lambda entry: isinstance(entry, dict),
-    "outputs": lambda entry: isinstance(entry, dict),
-    "profiles": lambda entry: (
-        isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("shapes"), dict)
-    ),
-}
+    fields = {name: value for name, value in document.items() if name not in ("format", "format_version")}
+    check_fields(fields, SCHEMA, where=file)
+    return EngineManifest(**fields)

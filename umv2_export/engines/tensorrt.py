@@ -101,6 +101,14 @@ def is_compatible(card: str) -> bool:
 def _plugins(graph: Graph, bundle: Bundle, options: BuildOptions, architecture: str) -> Plugins:
     """Where the kernels come from, if the graph calls any."""
     if not graph.plugin_ops:
+        if options.plugin_library is not None or options.allow_jit:
+            option = "--allow-jit" if options.allow_jit else "--plugin-library"
+            raise InvalidRequest(
+                f"{option} has no effect here",
+                where=bundle.path,
+                why="the graph calls none of our ops: it was exported with --inline-functions, or has no memory layers",
+                fix=f"leave out {option}",
+            )
         return "none"
     if options.plugin_library is not None:
         return "library"

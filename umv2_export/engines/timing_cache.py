@@ -69,6 +69,11 @@ def open_timing_cache(
         InputRejected: it is missing though required, has no record or differs from it, or was measured elsewhere.
     """
     if not file.exists():
+        if os.path.lexists(_record(file)):
+            # It may be any file of such a name, and would be written over.
+            raise InputRejected(
+                "a file lies where the record of a new timing cache would", where=_record(file), fix=_REMEDY
+            )
         if required:
             raise InputRejected(
                 "the timing cache is missing",

@@ -3,17 +3,20 @@
 Compiling needs Triton, but no GPU and no driver.
 """
 
+import contextlib
 import hashlib
 import os
 import re
+import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from importlib import import_module
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +105,18 @@ def build_kernels(
         processes = compiler_processes(len(tasks))
         try:
             with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_prepare) as pool:
-                for future in [pool.submit(compile_variant, *task, folder) for task in tasks]:
-                    compiled.append(future.result())
-                    advance(1)
+                try:
+                    with _children_left_alone():
+                        futures = [pool.submit(compile_variant, *task, folder) for task in tasks]
+                    for future in futures:
+                        compiled.append(future.result())
+                        advance(1)
+                except BaseException:
+                    # Leaving the pool waits for all that was submitted, minutes after an interrupt.
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    for process in active_children():
+                        process.terminate()
+                    raise
         except BrokenProcessPool as error:
             raise EnvironmentUnfit(
                 "a process that compiles GPU kernels was ended",
@@ -114,6 +126,19 @@ def build_kernels(
         write_index(folder, compiled)
         (folder / PACK_FILE).write_bytes(pack_kernels(folder, compiled))
     return compiled
+
+
+@contextlib.contextmanager
+def _children_left_alone() -> Iterator[None]:
+    """Let processes that are started here ignore Ctrl-C, which reaches all: each would show a traceback of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _prepare() -> None:

@@ -21,6 +21,8 @@ from umv2_export.progress import Tracker, silent
 
 __all__ = ["cached_kernels"]
 
+_REMEDY = "let XDG_CACHE_HOME name another folder, or UMV2_GPU_KERNELS the kernels.bin of `umv2-export kernels`"
+
 
 def cached_kernels(bundle: Bundle, architecture: str, track: Tracker = silent) -> Path:
     """The file (`pack.PACK_FILE`) of the kernels that the nodes of a bundle call.
@@ -52,7 +54,11 @@ def cached_kernels(bundle: Bundle, architecture: str, track: Tracker = silent) -
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "umv2-export" / "kernels"
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # a service has no home
+        raise EnvironmentUnfit("there is no folder for GPU kernels", why=str(error), fix=_REMEDY) from error
+    return caches / "umv2-export" / "kernels"
 
 
 def _key(variants: Sequence[Variant], architecture: str) -> str:
@@ -86,7 +92,7 @@ def _alone(folder: Path) -> Iterator[None]:
             "the cache of GPU kernels cannot be written",
             where=folder.parent,
             why=str(error),
-            fix="let XDG_CACHE_HOME name another folder, or UMV2_GPU_KERNELS the kernels.bin of `umv2-export kernels`",
+            fix=_REMEDY,
         ) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import nn
 
-from umv2_export.checkpoint import Checkpoint
+from umv2_export.checkpoint import Checkpoint, CheckpointTensor
 from umv2_export.config import TABLES, ModelConfig
 from umv2_export.model.experts import Experts
 from umv2_export.model.memory import MemoryLayer, MemoryPool, ReferenceMemoryLayer, Routing
@@ -250,6 +250,18 @@ def empty_past(config: ModelConfig, batch: int, dtype: torch.dtype = torch.float
     return [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in range(config.num_layers)]
 
 
+class _TableInParts:
+    """A table that several files hold, indexed like a tensor: joined, the parts would be a copy in anonymous memory."""
+
+    def __init__(self, table: CheckpointTensor) -> None:
+        self._table = table
+        self.shape = table.shape
+
+    def __getitem__(self, index: torch.Tensor) -> torch.Tensor:
+        """The rows `index`, of any shape."""
+        return self._table.rows(index.flatten()).reshape(*index.shape, -1)
+
+
 def reference_model(
     checkpoint: Checkpoint,
     *,
@@ -257,7 +269,7 @@ def reference_model(
     key_dtype: torch.dtype | None = None,
     table_dtype: torch.dtype | None = None,
 ) -> LanguageModel:
-    """The literal model of a checkpoint. It computes in fp32; its tables stay mapped.
+    """The literal model of a checkpoint. It computes in fp32; its tables stay mapped, in as many parts as they have.
 
     Args:
         checkpoint: the model.
@@ -273,11 +285,17 @@ def reference_model(
     with torch.device("meta"):
         model = LanguageModel(config, layer, MemoryPool(config))
     state = {}
-    for name in model.state_dict():
+    for name in list(model.state_dict()):
         leaf = name.rpartition(".")[2]
         if leaf in TABLES:
             # Unchecked: the check reads the whole table, and a NaN row that is hit shows in the output.
-            state[name] = checkpoint.tensors[name].joined()
+            table = checkpoint.tensors[name]
+            if len(table.parts) == 1:
+                state[name] = table.joined()
+            else:
+                owner = model.get_submodule(name.rpartition(".")[0])
+                delattr(owner, leaf)
+                setattr(owner, leaf, _TableInParts(table))
         elif "mem_blocks" in name and ("proj" not in name):
             # Never stored by themselves: they are folded into the keys, or stay as they are.
             tensor = checkpoint.read(name)

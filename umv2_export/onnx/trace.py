@@ -20,11 +20,10 @@ from umv2_export.ops import DOMAIN, VERSION, ExpertsSignature, KeyScoresSignatur
 from umv2_export.ops.domain import PLUGIN_ATTRIBUTES
 from umv2_export.ops.experts import CONTRIB_DOMAIN, contrib_attributes, contrib_schema
 from umv2_export.ops.tucker_topk import schema as tucker_topk_schema
+from umv2_export.signature import input_names, output_names
 
 __all__ = [
-    "input_names",
     "op_signatures",
-    "output_names",
     "part_names",
     "probe_names",
     "quiet_exporter",
@@ -36,17 +35,6 @@ Signature = TypeVar("Signature")
 
 # Distinct, and none is 1: torch.export takes a size of 1 for a constant.
 _BATCH, _SEQUENCE, _PAST = 2, 3, 5
-
-
-def input_names(config: ModelConfig) -> list[str]:
-    """Inputs of the graph, in order."""
-    past = [f"past_key_values.{i}.{kind}" for i in range(config.num_layers) for kind in ("key", "value")]
-    return ["input_ids", "attention_mask", *past]
-
-
-def output_names(config: ModelConfig) -> list[str]:
-    """Outputs of the graph, in order."""
-    return ["logits", *(f"present.{i}.{kind}" for i in range(config.num_layers) for kind in ("key", "value"))]
 
 
 def probe_names(config: ModelConfig) -> list[str]:

@@ -1,7 +1,6 @@
 """TensorRT and TensorRT-RTX: an engine of a bundle, run on the GPU of this machine."""
 
 import contextlib
-import sys
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from umv2_export.files import file_sha256
 from umv2_export.gpu import driver
 from umv2_export.progress import silent
 from umv2_export.runtimes.base import Array, EngineChoice, StepInput, StepOutput
+from umv2_export.terminal import echo
 
 __all__ = ["TensorRtRuntime"]
 
@@ -275,7 +275,7 @@ def _log_of(trt: Any, title: str) -> Any:
             if int(severity) <= int(trt.ILogger.ERROR):
                 self.errors.append(msg)
             elif int(severity) == int(trt.ILogger.WARNING):
-                print(f"{title}: {msg}", file=sys.stderr)
+                echo(f"{title}: {msg}", err=True)
 
     return Log()
 

@@ -1,0 +1,109 @@
+"""Inputs and outputs of an exported graph: what the configuration says, what the manifest says, what the graph has."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from umv2_export.config import ModelConfig
+from umv2_export.errors import InputRejected, shown
+
+__all__ = ["check_graph_values", "check_manifest_values", "describe_value", "input_names", "output_names"]
+
+Value = Mapping[str, Any]
+
+_FLOATS = {"fp32": "float", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def input_names(config: ModelConfig) -> list[str]:
+    """Inputs of the graph, in order."""
+    return ["input_ids", "attention_mask", *_cache_names(config, "past_key_values")]
+
+
+def output_names(config: ModelConfig) -> list[str]:
+    """Outputs of the graph, in order."""
+    return ["logits", *_cache_names(config, "present")]
+
+
+def _cache_names(config: ModelConfig, prefix: str) -> list[str]:
+    return [f"{prefix}.{i}.{kind}" for i in range(config.num_layers) for kind in ("key", "value")]
+
+
+def check_manifest_values(
+    inputs: Sequence[Value], outputs: Sequence[Value], config: ModelConfig, dtype: str, *, where: Path
+) -> None:
+    """Compare the inputs and outputs of a manifest with those of a model; an axis of any size has a name there.
+
+    Args:
+        inputs: name, dtype and axes of each.
+        outputs: likewise.
+        config: the model.
+        dtype: fp32, fp16 or bf16, of the cache; logits are fp32.
+        where: the manifest.
+
+    Raises:
+        InputRejected: they differ.
+    """
+    cache = (None, config.num_heads, None, config.head_size)
+    axes: dict[str, tuple[int | None, ...]] = {
+        "input_ids": (None, None),
+        "attention_mask": (None, None),
+        "logits": (None, None, config.embedding_size),
+    }
+    elements = {"input_ids": "int64", "attention_mask": "int64", "logits": "float"}
+    for kind, values, names in (("inputs", inputs, input_names(config)), ("outputs", outputs, output_names(config))):
+        if [value["name"] for value in values] != names:
+            raise InputRejected(f"field {kind!r} does not name the {kind} of the model", where=where)
+        for value in values:
+            name, found = value["name"], value["axes"]
+            wanted = axes.get(name, cache)
+            element = elements.get(name, _FLOATS[dtype])
+            fits = [isinstance(a, str) if size is None else a == size for a, size in zip(found, wanted, strict=False)]
+            if value["dtype"] != element or len(found) != len(wanted) or not all(fits):
+                raise InputRejected(
+                    f"field {kind!r}: {name} is {shown(value['dtype'])} {shown(found)}, the model's is {element} "
+                    f"{['any' if size is None else size for size in wanted]}",
+                    where=where,
+                )
+
+
+def check_graph_values(
+    graph: onnx.GraphProto, inputs: Sequence[Value], outputs: Sequence[Value], *, where: Path
+) -> None:
+    """Compare the inputs and outputs of a graph with those of its manifest.
+
+    Raises:
+        InputRejected: they differ.
+    """
+    for kind, said, values in (("input", inputs, graph.input), ("output", outputs, graph.output)):
+        found = list(map(describe_value, values))
+        if found != list(said):
+            raise InputRejected(
+                f"the graph's {kind}s are not those of the manifest: {_first(said, found)}", where=where
+            )
+
+
+def _first(said: Iterable[Value], found: Iterable[Value]) -> str:
+    """The first difference."""
+    ours, theirs = ({value["name"]: value for value in values} for values in (found, said))
+    for name in theirs:
+        if name not in ours:
+            return f"it has no {shown(name)}"
+        if ours[name] != theirs[name]:
+            return f"{shown(name)} is {_plain(ours[name])}, not {_plain(theirs[name])}"
+    more = [name for name in ours if name not in theirs]
+    return f"it has {shown(more[0])} besides" if more else "they stand in another order, or twice"
+
+
+def _plain(value: Value) -> str:
+    return f"{value['dtype']} {shown(value['axes'])}"
+
+
+def describe_value(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    """Name, dtype and axes of an input or output."""
+    tensor = value.type.tensor_type
+    axes = [axis.dim_param or axis.dim_value for axis in tensor.shape.dim]
+    known = onnx.TensorProto.DataType.values()
+    dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower() if tensor.elem_type in known else "unknown"
+    return {"name": value.name, "dtype": dtype, "axes": axes}
