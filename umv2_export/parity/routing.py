@@ -17,7 +17,7 @@ from umv2_export.ops import tucker_topk
 from umv2_export.parity.compare import Tolerance, root_mean_square
 from umv2_export.runtimes.base import Array
 
-__all__ = ["RowSwap", "judge_routing"]
+__all__ = ["RowSwap", "judge_routing", "retrieval_problems"]
 
 # fp32 sums in another order: what separates two correct computations of a score, relative to its size.
 SCORE_REORDERING = 1e-4
@@ -81,6 +81,24 @@ def judge_routing(
         problem = problem or _retrieval_problem(j, theirs, runtime[f"addresses.{j}"], real_tokens)
         swaps += _layer_swaps(j, ours, theirs, runtime[f"addresses.{j}"], real_tokens)
     return swaps, problem
+
+
+def retrieval_problems(model: LanguageModel, probes: Mapping[str, Array], real_tokens: Array) -> dict[int, str]:
+    """Memory layers whose rows are not the best of the layer's own scores, and why.
+
+    Args:
+        model: for its Tucker cores.
+        probes: of a runtime.
+        real_tokens: boolean [T]; padding is not judged.
+    """
+    found = {}
+    for j, layer in enumerate(cast("Iterable[MemoryLayer]", model.transformer.mem_blocks)):
+        if f"row_scores.{j}" in probes and f"col_scores.{j}" in probes:
+            scores = _Scores(probes, j, *layer.tucker(), (layer.memory.row_topk, layer.memory.topk))
+            problem = _retrieval_problem(j, scores, probes[f"addresses.{j}"], real_tokens)
+            if problem is not None:
+                found[j] = problem
+    return found
 
 
 class _Scores:

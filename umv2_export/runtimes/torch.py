@@ -1,5 +1,7 @@
 """PyTorch in fp32: the literal reference of a checkpoint, or the folded model rebuilt from a bundle's weights."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
@@ -85,15 +87,30 @@ class TorchRuntime:
         """One forward with the model's own routing."""
         return self._output(self._forward(step, None), probe)
 
-    def run_forced(self, step: StepInput, addresses: list[Array]) -> StepOutput:
-        """One forward that uses the given virtual addresses, per memory layer, instead of its own top-k; probed."""
-        return self._output(self._forward(step, [torch.from_numpy(layer) for layer in addresses]), probe=True)
+    def run_parts(self, step: StepInput) -> StepOutput:
+        """One forward that shows what every part puts out."""
+        return self.run(step, probe=True)
+
+    def run_forced(
+        self, step: StepInput, addresses: list[Array], given: Mapping[str, Array] | None = None
+    ) -> StepOutput:
+        """One forward that uses the given virtual addresses, per memory layer, instead of its own top-k; probed.
+
+        Args:
+            step: the input.
+            addresses: int64 [B*S, hits] of each memory layer.
+            given: inner values from which the parts behind them go on; the probes hold what was computed there.
+        """
+        values = {name: torch.from_numpy(value).float() for name, value in (given or {}).items()}
+        return self._output(self._forward(step, [torch.from_numpy(layer) for layer in addresses], values), probe=True)
 
     @torch.inference_mode()
-    def _forward(self, step: StepInput, forced: list[torch.Tensor] | None) -> ModelOutput:
+    def _forward(
+        self, step: StepInput, forced: list[torch.Tensor] | None, given: Mapping[str, torch.Tensor] | None = None
+    ) -> ModelOutput:
         past = [(self._rounded(keys), self._rounded(values)) for keys, values in step.past]
         ids, mask = torch.from_numpy(step.input_ids), torch.from_numpy(step.attention_mask)
-        output: ModelOutput = self.model(ids, mask, past, forced)
+        output: ModelOutput = self.model(ids, mask, past, forced, given)
         return output
 
     def _rounded(self, array: Array) -> torch.Tensor:
@@ -106,6 +123,6 @@ class TorchRuntime:
             probes |= {f"hidden.{i}": hidden.numpy() for i, hidden in enumerate(output.hidden)}
             for j, routing in enumerate(output.routing):
                 probes |= {f"{name}.{j}": np.asarray(value) for name, value in routing._asdict().items()}
-            probes |= {f"normed.{i}": normed.numpy() for i, normed in enumerate(output.normed)}
-            probes |= {f"router_logits.{i}": logits.numpy() for i, logits in enumerate(output.router_logits)}
+            for kind in ("normed", "router_logits", "attention", "ffn", "memory"):
+                probes |= {f"{kind}.{i}": value.numpy() for i, value in enumerate(getattr(output, kind))}
         return StepOutput(output.logits.numpy(), present, probes)
