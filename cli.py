@@ -53,6 +53,18 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
+def share(text: str) -> float:
+    """A share above 0 and at most 1, also in percent."""
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise click.BadParameter(f"{text!r} is no share; write 0.1 or 10%")
+    return value
+
+
 def byte_size(text: str) -> int:
     """A size such as 2GB (10^9 bytes), 512MiB or 1000000."""
     number = text.strip().upper().rstrip("KMGIB ")
@@ -315,24 +327,29 @@ def onnx(
         require_free_space(output, plan.disk_bytes)
         print_dry_run(output, plan.memory_bytes, plan.disk_bytes, as_json=as_json)
         return
-    validates = not no_validate and dtype != "bf16"
-    if validates:
-        require_runtime("onnxruntime")
+    # Of bf16, which no runtime on a CPU computes, only what is stored is checked.
+    runtimes = [] if dtype == "bf16" else ["onnxruntime"]
+    if not no_validate:
+        for runtime in runtimes:
+            require_runtime(runtime)
     reports: list[ParityReport] = []
 
-    def validate(bundle: "Bundle") -> None:
-        reports.append(check_bundle(bundle, source, ["onnxruntime"], atol=atol, rtol=rtol))
-        if not reports[0].passed:
-            print_parity(reports[0], "the checkpoint", stderr=True)
-            raise CheckFailed(
-                "the exported model does not compute the same as the checkpoint; no bundle was written",
-                where=output,
-                fix="--no-validate writes it anyway, for `umv2-export parity --layerwise` to look into",
-            )
-
     with progress_bars() as track:
+
+        def validate(bundle: "Bundle") -> None:
+            report = check_bundle(bundle, source, runtimes, atol=atol, rtol=rtol, track=track)
+            reports.append(report)
+            if report.stored is None or not report.stored.passed or (runtimes and not report.passed):
+                print_parity(report, "the checkpoint", stderr=True)
+                raise CheckFailed(
+                    "the exported model is not that of the checkpoint, or does not compute the same; no bundle was "
+                    "written",
+                    where=output,
+                    fix="--no-validate writes it anyway, for `umv2-export parity --layerwise` to look into",
+                )
+
         result = export_bundle(
-            plan, output, validate=validate if validates else None, track=track, replace_target=force
+            plan, output, validate=None if no_validate else validate, track=track, replace_target=force
         )
     show_export(result, reports[0] if reports else None, as_json=as_json)
 
@@ -362,6 +379,12 @@ def onnx(
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Text whose pieces are the test inputs; default: random tokens.",
 )
+@click.option(
+    "--sample",
+    type=share,
+    metavar="SHARE",
+    help="Of the rows of each table, compare so many with the reference's, such as 10%; default: all.",
+)
 @engine_options
 @json_option
 def parity(
@@ -373,6 +396,7 @@ def parity(
     rtol: float | None,
     seed: int,
     prompt_file: Path | None,
+    sample: float | None,
     engine: Path | None,
     trust_engine: bool,
     plugin_library: Path | None,
@@ -382,17 +406,34 @@ def parity(
     from umv2_export.bundle import Bundle
     from umv2_export.checkpoint import open_checkpoint
     from umv2_export.parity import check_bundle
+    from umv2_export.progress import progress_bars
     from umv2_export.report import print_parity
     from umv2_export.runtimes import choose_engine
     from umv2_export.tokenizer import text_ids
 
+    if sample is not None and reference is None:
+        raise InvalidRequest(
+            "--sample without a checkpoint whose rows could be compared",
+            fix="pass --reference CHECKPOINT, or leave out --sample",
+        )
     choice = choose_engine(runtimes, engine, trust=trust_engine, plugin_library=plugin_library)
     opened = Bundle(bundle)
     text = None if prompt_file is None else text_ids(opened, prompt_file.read_bytes())
     checkpoint = None if reference is None else open_checkpoint(reference)
-    report = check_bundle(
-        opened, checkpoint, runtimes, atol=atol, rtol=rtol, seed=seed, text=text, layerwise=layerwise, engine=choice
-    )
+    with progress_bars() as track:
+        report = check_bundle(
+            opened,
+            checkpoint,
+            runtimes,
+            atol=atol,
+            rtol=rtol,
+            seed=seed,
+            text=text,
+            layerwise=layerwise,
+            engine=choice,
+            sample=sample or 1.0,
+            track=track,
+        )
     if as_json:
         print_json(report.as_dict())
     else:
@@ -497,9 +538,12 @@ def verify(path: Path, as_json: bool) -> None:
 @click.option(
     "--runtime",
     type=click.Choice([name for name in RUNTIMES if name != "torch"]),
-    default="onnxruntime-native",
-    show_default=True,
-    help="Of the bundle; baselines run in stock ONNX Runtime.",
+    help="Of the bundle; default: the fastest that it supports, onnxruntime-native or onnxruntime.",
+)
+@click.option(
+    "--baseline-runtime",
+    type=click.Choice([name for name in RUNTIMES if name != "torch"]),
+    help="Of the baselines; default: that of --runtime where one supports it, else the fastest that it supports.",
 )
 @click.option("--batch", "batches", type=sizes, metavar="SIZES", default="1,4,8,16,32,64,256", show_default=True)
 @click.option(
@@ -519,7 +563,8 @@ def verify(path: Path, as_json: bool) -> None:
 def bench(
     bundle: Path,
     baselines: Sequence[Path],
-    runtime: str,
+    runtime: str | None,
+    baseline_runtime: str | None,
     batches: tuple[int, ...],
     past: int,
     prefill: int,
@@ -531,6 +576,7 @@ def bench(
     as_json: bool,
 ) -> None:
     """Time decode steps and prefill, and count the bytes that they move, beside models of experts."""
+    from umv2_export.bench.contenders import choose_runtimes
     from umv2_export.bench.page import render_page, require_plots
     from umv2_export.bench.resident import peak_resident
     from umv2_export.bench.steps import BenchOptions, benchmark_steps
@@ -543,7 +589,9 @@ def bench(
     from umv2_export.runtimes import require_runtime
     from umv2_export.tokenizer import text_ids
 
-    require_runtime(runtime)
+    require_runtime("onnxruntime")
+    if baseline_runtime is not None and not baselines:
+        raise InvalidRequest("--baseline-runtime without a baseline", fix="pass --baseline BUNDLE, or leave it out")
     if report is not None:
         require_plots()
         if report.exists() and not force:
@@ -552,16 +600,16 @@ def bench(
         if not os.access(report.parent, os.W_OK):
             raise EnvironmentUnfit("the folder of the report cannot be written to", where=report.parent)
     opened, others = Bundle(bundle), [Bundle(path) for path in baselines]
-    options = BenchOptions(batches, past, prefill, iterations, threads, runtime)
+    chosen = choose_runtimes(opened, others, runtime, baseline_runtime)
+    options = BenchOptions(batches, past, prefill, iterations, threads, chosen)
     content = default_text() if text is None else text.read_bytes()
     with progress_bars() as track:
         result = benchmark_steps(opened, others, lambda model: text_ids(model, content), options, track)
     machine = describe_machine()
     if as_json:
-        runtimes = [runtime, *("onnxruntime" for _ in others)]
         resident = {
             str(model.path): peak_resident(model.path, name, max(batches), past)
-            for model, name in zip([opened, *others], runtimes, strict=True)
+            for model, name in zip([opened, *others], chosen, strict=True)
         }
         print_json({"machine": machine, **result.as_dict(), "resident_bytes": resident})
     else:
@@ -783,7 +831,8 @@ def show_export(result: "ExportResult", parity: "ParityReport | None", *, as_jso
                 "files": bundle.manifest.files,
                 "parameters": bundle.manifest.parameters,
                 "bytes": bundle.manifest.bytes,
-                "parity": None if parity is None else parity.as_dict(),
+                "parity": parity.as_dict() if parity is not None and parity.checks else None,
+                "stored": parity.stored.as_dict() if parity is not None and parity.stored is not None else None,
                 "seconds": result.seconds,
             }
         )

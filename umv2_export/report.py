@@ -83,6 +83,9 @@ def print_export(bundle: Bundle, parity: ParityReport | None) -> None:
     )
     if parity is None:
         console.print("not validated")
+    elif not parity.checks and parity.stored is not None:
+        _print_stored(console, parity.stored)
+        console.print("not run: no runtime on a CPU computes bf16", highlight=False)
     else:
         print_parity(parity, "the checkpoint")
 
@@ -124,7 +127,8 @@ def print_parity(report: ParityReport, reference: str, *, stderr: bool = False) 
             _number(check.required_atol),
             "" if check.argmax_agreement is None else f"{check.argmax_agreement:.1%}",
         )
-    console.print(table)
+    if report.checks:
+        console.print(table)
     for check in report.checks:
         if check.note:
             console.print(f"{check.status}: {check.case}, {check.output}: {check.note}", highlight=False, markup=False)
@@ -174,8 +178,8 @@ def _print_parts(console: Console, report: ParityReport) -> None:
     if measured and not report.failed_parts:
         worst = max(measured, key=lambda part: part.excess)
         console.print(
-            f"parts, each on the input that it got: the worst is {worst.part} ({worst.case}), off by {worst.rms:.2g} of "
-            f"its own size; allowed {worst.allowed:.2g}",
+            f"parts, each on the input that it got: the worst is {worst.part} ({worst.case}), off by {worst.rms:.2g} "
+            f"of its own size; allowed {worst.allowed:.2g}",
             highlight=False,
             markup=False,
         )

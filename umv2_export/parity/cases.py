@@ -40,7 +40,7 @@ class Case:
 def parity_cases(
     config: ModelConfig, reference: Runtime, *, seed: int = 0, text: Array | None = None, wide: bool = True
 ) -> Iterator[Case]:
-    """Prefill at batch 1 and 3, decode, a chunk on top of a cache, a padded batch, a decode step after it; wide prefill.
+    """Prefill at batch 1 and 3, decode, a chunk on a cache, a padded batch, a decode step after it, a wide prefill.
 
     Random tokens do not repeat before all of the vocabulary have come: other tokens reach other rows.
 

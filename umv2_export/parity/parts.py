@@ -4,7 +4,7 @@ An error of one part is lost in the logits of a deep model, among the rounding o
 every part from the runtime's own inner values: what then differs is the error of this part alone, a few roundings.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -13,7 +13,7 @@ import torch
 
 from umv2_export.dtypes import torch_dtype
 from umv2_export.parity.cases import Case
-from umv2_export.parity.compare import SMALLEST_STEP, UNIT_ROUNDOFF, root_mean_square
+from umv2_export.parity.compare import SMALLEST_STEP, UNIT_ROUNDOFF, Tolerance, root_mean_square
 from umv2_export.parity.routing import retrieval_problems
 from umv2_export.runtimes import StepOutput
 from umv2_export.runtimes.base import Array
@@ -81,7 +81,7 @@ class PartCheck:
 
 
 def compare_parts(
-    reference: TorchRuntime, runtime: str, case: Case, expected: StepOutput, actual: StepOutput, dtype: str
+    reference: TorchRuntime, runtime: str, case: Case, expected: StepOutput, actual: StepOutput, tolerance: Tolerance
 ) -> tuple[list[PartCheck], list[str]]:
     """Compare all parts of one call.
 
@@ -91,7 +91,8 @@ def compare_parts(
         case: the call.
         expected: the reference's own output with probes, for the shapes that values must have.
         actual: the runtime's, with probes.
-        dtype: that the runtime computes in.
+        tolerance: its dtype is that of the runtime; where the user chose an absolute tolerance, outputs of the graph
+            are judged by that alone.
 
     Returns:
         checks, and names of inner values that the runtime does not show; without the inputs of parts, no checks.
@@ -105,7 +106,10 @@ def compare_parts(
     addresses, given = routing_of(reference, actual.probes)
     given |= {name: value for name, value in actual.probes.items() if name not in given and not _is_routing(name)}
     ours = _values(case, reference.run_forced(case.step, addresses, given))
+    if tolerance.atol is not None:
+        ours = {name: value for name, value in ours.items() if name in expected.probes}
     rounded: dict[str, Array] = {}
+    dtype = tolerance.dtype
     if dtype != "fp32":
         with torch.autocast("cpu", dtype=torch_dtype(dtype)):
             rounded = _values(case, reference.run_forced(case.step, addresses, given))
@@ -144,7 +148,9 @@ def unusable(reference: TorchRuntime, expected: Mapping[str, Array], actual: Map
             problems[name] = f"has shape {list(value.shape)}, the model's is {list(expected[name].shape)}"
         elif not np.isfinite(value).all():
             problems[name] = "NaN or infinity"
-        elif name.startswith("addresses.") and value.size and not 0 <= value.min() <= value.max() < memory.stored_side**2:
+        elif (
+            name.startswith("addresses.") and value.size and not 0 <= value.min() <= value.max() < memory.stored_side**2
+        ):
             problems[name] = f"addresses from {value.min()} to {value.max()}, the layer has {memory.stored_side**2}"
     return problems
 

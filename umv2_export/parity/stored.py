@@ -174,7 +174,9 @@ def _pieces(tensor: FoldedTensor, runs: list[range]) -> Iterator[tuple[int, torc
             start += len(piece)
 
 
-def _differing(theirs: torch.Tensor, ours: torch.Tensor, tensor: FoldedTensor, result: StoredCheck) -> torch.Tensor | None:
+def _differing(
+    theirs: torch.Tensor, ours: torch.Tensor, tensor: FoldedTensor, result: StoredCheck
+) -> torch.Tensor | None:
     """Where two pieces differ, in bytes; None: nowhere."""
     bits = _BITS[ours.element_size()]
     ours, theirs = ours.contiguous(), theirs.contiguous()
@@ -189,9 +191,7 @@ def _differing(theirs: torch.Tensor, ours: torch.Tensor, tensor: FoldedTensor, r
     return wrong if bool(wrong.any()) else None
 
 
-def _first(
-    name: str, start: int, wrong: torch.Tensor, theirs: torch.Tensor, ours: torch.Tensor
-) -> StoredDifference:
+def _first(name: str, start: int, wrong: torch.Tensor, theirs: torch.Tensor, ours: torch.Tensor) -> StoredDifference:
     place = wrong.nonzero()[0]
     row, column = int(place[0]), int(place[1]) if len(place) > 1 else 0
     stored, expected = (float(values[tuple(place)]) for values in (theirs, ours))

@@ -14,7 +14,7 @@ from umv2_export.model.folded import folded_model
 from umv2_export.model.transformer import ModelOutput
 from umv2_export.runtimes.base import Array, Cache, StepInput, StepOutput
 
-__all__ = ["TorchRuntime"]
+__all__ = ["TorchRuntime", "require_same_model"]
 
 
 class TorchRuntime:
@@ -39,14 +39,7 @@ class TorchRuntime:
             InputRejected: the bundle was made from another model.
         """
         checkpoint = checkpoint.with_query_layout(bundle.config.memory.query_layout)
-        if checkpoint.config != bundle.config:
-            ours, theirs = checkpoint.config.as_dict(), bundle.config.as_dict()
-            field = next(name for name in ours if ours[name] != theirs[name])
-            raise InputRejected(
-                f"the bundle was not made from this checkpoint: {field} is {theirs[field]} in the bundle, "
-                f"{ours[field]} in the checkpoint",
-                where=checkpoint.path,
-            )
+        require_same_model(bundle, checkpoint)
         stored = bundle.manifest
         dtype = torch_dtype(stored.dtype)
         model = reference_model(
@@ -126,3 +119,19 @@ class TorchRuntime:
             for kind in ("normed", "router_logits", "attention", "ffn", "memory"):
                 probes |= {f"{kind}.{i}": value.numpy() for i, value in enumerate(getattr(output, kind))}
         return StepOutput(output.logits.numpy(), present, probes)
+
+
+def require_same_model(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint of another configuration than the bundle's.
+
+    Raises:
+        InputRejected: naming the first field that differs.
+    """
+    if checkpoint.config != bundle.config:
+        ours, theirs = checkpoint.config.as_dict(), bundle.config.as_dict()
+        field = next(name for name in ours if ours[name] != theirs[name])
+        raise InputRejected(
+            f"the bundle was not made from this checkpoint: {field} is {theirs[field]} in the bundle, "
+            f"{ours[field]} in the checkpoint",
+            where=checkpoint.path,
+        )
