@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 
 from umv2_export.bundle import MODEL_FILE, Bundle
@@ -110,15 +109,18 @@ class TorchRuntime:
         return torch.from_numpy(array).to(self.cache_dtype).float()
 
     def _output(self, output: ModelOutput, probe: bool) -> StepOutput:
-        present: Cache = [(keys.numpy(), values.numpy()) for keys, values in output.present]
+        # Under autocast some are in 16 bits.
+        present: Cache = [(keys.float().numpy(), values.float().numpy()) for keys, values in output.present]
         probes: dict[str, Array] = {}
         if probe:
-            probes |= {f"hidden.{i}": hidden.numpy() for i, hidden in enumerate(output.hidden)}
+            probes |= {f"hidden.{i}": hidden.float().numpy() for i, hidden in enumerate(output.hidden)}
             for j, routing in enumerate(output.routing):
-                probes |= {f"{name}.{j}": np.asarray(value) for name, value in routing._asdict().items()}
+                scores = {"row_scores": routing.row_scores, "col_scores": routing.col_scores}
+                probes |= {f"{name}.{j}": value.float().numpy() for name, value in scores.items()}
+                probes[f"addresses.{j}"] = routing.addresses.numpy()
             for kind in ("normed", "router_logits", "attention", "ffn", "memory"):
-                probes |= {f"{kind}.{i}": value.numpy() for i, value in enumerate(getattr(output, kind))}
-        return StepOutput(output.logits.numpy(), present, probes)
+                probes |= {f"{kind}.{i}": value.float().numpy() for i, value in enumerate(getattr(output, kind))}
+        return StepOutput(output.logits.float().numpy(), present, probes)
 
 
 def require_same_model(bundle: Bundle, checkpoint: Checkpoint) -> None:
