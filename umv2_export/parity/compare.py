@@ -99,13 +99,18 @@ class Tolerance:
         """
         (atol, rtol), broad = self.bounds(reference), self.broad_bound(reference)
         if rounded is not None and np.isfinite(rounded).all():
-            # Rounding of fp32 was not made but estimated from that of bf16, in proportion to the unit.
-            unit = "bf16" if self.dtype == "fp32" else self.dtype
-            share = AMPLIFIED_FACTOR * self._unit / UNIT_ROUNDOFF[unit]
-            moved = np.abs(rounded.astype(np.float64) - reference)
-            atol = max(atol, share * float(moved.max(initial=0.0)))
-            broad = max(broad, share * root_mean_square(moved))
+            moved = self.moved(rounded, reference)
+            atol, broad = max(atol, float(moved.max(initial=0.0))), max(broad, root_mean_square(moved))
         return difference(value, reference, (atol, rtol), broad)
+
+    def moved(self, rounded: Array, reference: Array) -> Array:
+        """What rounding explains of each value, from the reference with products rounded to 16 bits.
+
+        Rounding of fp32 is not made but estimated from that of bf16, in proportion to the unit.
+        """
+        unit = "bf16" if self.dtype == "fp32" else self.dtype
+        moved = np.abs(rounded.astype(np.float64) - reference)
+        return np.asarray(moved * (AMPLIFIED_FACTOR * self._unit / UNIT_ROUNDOFF[unit]))
 
     @property
     def _standard_deviation(self) -> float:

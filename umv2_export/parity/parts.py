@@ -4,9 +4,9 @@ An error of one part is lost in the logits of a deep model, among the rounding o
 every part from the runtime's own inner values: what then differs is the error of this part alone, a few roundings.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from umv2_export.parity.routing import retrieval_problems
 from umv2_export.runtimes import StepOutput
 from umv2_export.runtimes.base import Array
 from umv2_export.runtimes.torch import TorchRuntime
+
+if TYPE_CHECKING:
+    from umv2_export.model.transformer import Block
 
 __all__ = ["PartCheck", "compare_parts", "routing_of", "worst_parts"]
 
@@ -103,38 +106,42 @@ def compare_parts(
     problems = unusable(reference, expected.probes, actual.probes)
     if problems:
         return [_failed(runtime, part, case, note) for part, note in problems.items()], hidden
-    addresses, given = routing_of(reference, actual.probes)
-    given |= {name: value for name, value in actual.probes.items() if name not in given and not _is_routing(name)}
-    ours = _values(case, reference.run_forced(case.step, addresses, given))
-    if tolerance.atol is not None:
-        ours = {name: value for name, value in ours.items() if name in expected.probes}
     theirs = _values(case, actual)
     dtype = tolerance.dtype
-    checks = [
-        _compare(runtime, name, case, theirs[name], value, None, dtype)
+
+    def computed(*, unrounded: bool) -> dict[str, Array]:
+        addresses, given = routing_of(reference, actual.probes, unrounded=unrounded)
+        given |= {name: value for name, value in actual.probes.items() if name not in given and not _is_routing(name)}
+        found = _values(case, reference.run_forced(case.step, addresses, given))
+        return found if tolerance.atol is None else {name: found[name] for name in found if name in expected.probes}
+
+    ours = computed(unrounded=True)
+    checks = {
+        name: _compare(runtime, name, case, theirs[name], value, None, dtype)
         for name, value in ours.items()
         if name in theirs
-    ]
-    failed = [check for check in checks if check.status == "fail"]
+    }
+    failed = [name for name, check in checks.items() if check.status == "fail"]
+    if failed and reference.model.config.experts is not None:
+        other = computed(unrounded=False)
+        for name in failed:
+            check = _compare(runtime, name, case, theirs[name], other[name], None, dtype)
+            checks[name] = min(checks[name], check, key=lambda one: one.excess)
+        failed = [name for name in failed if checks[name].status == "fail"]
     if failed and dtype != "fp32":
         # Only then: it takes another forward, whose products of 16 bits are slow on a CPU.
         with torch.autocast("cpu", dtype=torch_dtype(dtype)):
-            rounded = _values(case, reference.run_forced(case.step, addresses, given))
-        again = {
-            check.part: _compare(
-                runtime, check.part, case, theirs[check.part], ours[check.part], rounded[check.part], dtype
-            )
-            for check in failed
-        }
-        checks = [again.get(check.part, check) for check in checks]
+            rounded = computed(unrounded=True)
+        for name in failed:
+            checks[name] = _compare(runtime, name, case, theirs[name], ours[name], rounded[name], dtype)
     wrong = retrieval_problems(reference.model, actual.probes, case.real_tokens.ravel())
-    for j in range(len(addresses)):
-        checks.append(
+    for j in range(reference.model.config.memory.layers):
+        checks[f"addresses.{j}"] = (
             _failed(runtime, f"addresses.{j}", case, wrong[j])
             if j in wrong
             else PartCheck(runtime, f"addresses.{j}", case.name, "pass", None, None, None, None, 0.0)
         )
-    return checks, hidden
+    return list(checks.values()), hidden
 
 
 def worst_parts(checks: list[PartCheck]) -> list[PartCheck]:
@@ -163,20 +170,36 @@ def unusable(reference: TorchRuntime, expected: Mapping[str, Array], actual: Map
     return problems
 
 
-def routing_of(reference: TorchRuntime, probes: Mapping[str, Array]) -> tuple[list[Array], dict[str, Array]]:
+def routing_of(
+    reference: TorchRuntime, probes: Mapping[str, Array], *, unrounded: bool
+) -> tuple[list[Array], dict[str, Array]]:
     """The runtime's choice of rows and of experts, for `TorchRuntime.run_forced`.
 
-    Logits that are equal, as in 16 bits some are, are parted so that the reference chooses the expert of the lower
-    index, as the standard op TopK does.
+    Router logits that are equal, as in 16 bits some are, do not tell which expert was chosen. The standard op TopK
+    takes the lower index. But ONNX Runtime on a CPU drops the pair of casts between router and experts, and takes the
+    larger one of the logits before they were rounded.
+
+    Args:
+        reference: computes these.
+        probes: of the runtime.
+        unrounded: part equal logits by what they were before rounding, not by their index.
     """
     addresses = [probes[f"addresses.{j}"].astype(np.int64) for j in range(reference.model.config.memory.layers)]
-    routers = {name: value for name, value in probes.items() if name.startswith("router_logits.")}
-    return addresses, {name: _without_ties(value.astype(np.float32)) for name, value in routers.items()}
+    routers = {}
+    for i, block in enumerate(cast("Iterable[Block]", reference.model.transformer.blocks)):
+        if block.router is not None:
+            logits_TE = probes[f"router_logits.{i}"].astype(np.float32)
+            order_TE = np.broadcast_to(-np.arange(logits_TE.shape[1]), logits_TE.shape)
+            if unrounded:
+                normed_TD = probes[f"normed.{i}"].reshape(len(logits_TE), -1).astype(np.float32)
+                order_TE = normed_TD @ block.router.weight.numpy().T
+            routers[f"router_logits.{i}"] = _without_ties(logits_TE, order_TE)
+    return addresses, routers
 
 
-def _without_ties(logits_TE: Array) -> Array:
-    earlier_EE = np.tri(logits_TE.shape[1], k=-1, dtype=bool)
-    rank_TE = ((logits_TE[:, :, None] == logits_TE[:, None, :]) & earlier_EE).sum(-1)
+def _without_ties(logits_TE: Array, order_TE: Array) -> Array:
+    larger_TEE = order_TE[:, None, :] > order_TE[:, :, None]
+    rank_TE = ((logits_TE[:, :, None] == logits_TE[:, None, :]) & larger_TEE).sum(-1)
     return np.asarray(logits_TE - np.float32(_TIE_STEP) * rank_TE, dtype=np.float32)
 
 
