@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -17,6 +18,7 @@ from umv2_export.bundle import Bundle
 from umv2_export.checkpoint import open_checkpoint
 from umv2_export.model import reference_model
 from umv2_export.parity import ParityReport, Tolerance, check_parity, parity_cases
+from umv2_export.parity.parts import _without_ties
 from umv2_export.runtimes import open_runtime
 from umv2_export.runtimes.torch import TorchRuntime
 
@@ -128,3 +130,12 @@ def test_small_logits_hide_no_error_of_5_percent() -> None:
     logits = [check for check in found.checks if check.output == "logits"]
     assert max(check.max_abs or 0 for check in logits) < 2e-3
     assert {check.status for check in logits} == {"fail"}
+
+
+def test_router_logits_that_are_equal_are_parted_in_the_order_given_and_others_keep_theirs() -> None:
+    logits = np.array([[0.5, 1.0, 1.0, 1.0, 1.0009766]], dtype=np.float32)
+    by_index = _without_ties(logits, -np.arange(5)[None])
+    by_value = _without_ties(logits, np.array([[0.0, 1.0, 3.0, 2.0, 0.0]]))
+    assert np.argsort(-by_index[0]).tolist() == [4, 1, 2, 3, 0]
+    assert np.argsort(-by_value[0]).tolist() == [4, 2, 3, 1, 0]
+    assert np.abs(by_value - logits).max() < 1e-5
