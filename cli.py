@@ -54,6 +54,18 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
+def share(text: str) -> float:
+    """A share above 0 and at most 1, also in percent."""
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise click.BadParameter(f"{text!r} is no share; write 0.1 or 10%")
+    return value
+
+
 def byte_size(text: str) -> int:
     """A size such as 2GB (10^9 bytes), 512MiB or 1000000."""
     number = text.strip().upper().rstrip("KMGIB ")
@@ -424,23 +436,28 @@ def onnx(
         validation = plan.validation_memory_bytes if validates else 0
         print_dry_run(output, max(plan.memory_bytes, validation), plan.disk_bytes, validation, as_json=as_json)
         return
-    if validates:
-        require_runtime("onnxruntime", plan.min_onnxruntime)
+    # Of bf16, which no runtime on a CPU computes, only what is stored is checked.
+    runtimes = ["onnxruntime"] if validates else []
+    for runtime in runtimes:
+        require_runtime(runtime, plan.min_onnxruntime)
     reports: list[ParityReport] = []
 
-    def validate(bundle: "Bundle") -> None:
-        reports.append(check_bundle(bundle, source, ["onnxruntime"], atol=atol, rtol=rtol))
-        if not reports[0].passed:
-            print_parity(reports[0], "the checkpoint", stderr=True)
-            raise CheckFailed(
-                "the exported model does not compute the same as the checkpoint; no bundle was written",
-                where=output,
-                fix="--no-validate writes it anyway, for `umv2-export parity --layerwise` to look into",
-            )
-
     with progress_bars() as track:
+
+        def validate(bundle: "Bundle") -> None:
+            report = check_bundle(bundle, source, runtimes, atol=atol, rtol=rtol, track=track)
+            reports.append(report)
+            if report.stored is None or not report.stored.passed or (runtimes and not report.passed):
+                print_parity(report, "the checkpoint", stderr=True)
+                raise CheckFailed(
+                    "the exported model is not that of the checkpoint, or does not compute the same; no bundle was "
+                    "written",
+                    where=output,
+                    fix="--no-validate writes it anyway, for `umv2-export parity --layerwise` to look into",
+                )
+
         result = export_bundle(
-            plan, output, validate=validate if validates else None, track=track, replace_target=force
+            plan, output, validate=None if no_validate else validate, track=track, replace_target=force
         )
     show_export(result, reports[0] if reports else None, as_json=as_json)
 
@@ -471,6 +488,12 @@ def onnx(
     help="Text whose pieces are the test inputs; default: random tokens.",
 )
 @ignore_field_option
+@click.option(
+    "--sample",
+    type=share,
+    metavar="SHARE",
+    help="Of the rows of each table, compare so many with the reference's, such as 10%; default: all.",
+)
 @engine_options
 @json_option
 def parity(
@@ -483,6 +506,7 @@ def parity(
     seed: int,
     prompt_file: Path | None,
     ignore_fields: Sequence[str],
+    sample: float | None,
     engine: Path | None,
     trust_engine: bool,
     plugin_library: Path | None,
@@ -492,10 +516,16 @@ def parity(
     from umv2_export.bundle import Bundle
     from umv2_export.checkpoint import open_checkpoint
     from umv2_export.parity import check_bundle
+    from umv2_export.progress import progress_bars
     from umv2_export.report import print_parity
     from umv2_export.runtimes import choose_engine
     from umv2_export.tokenizer import text_ids
 
+    if sample is not None and reference is None:
+        raise InvalidRequest(
+            "--sample without a checkpoint whose rows could be compared",
+            fix="pass --reference CHECKPOINT, or leave out --sample",
+        )
     choice = choose_engine(runtimes, engine, trust=trust_engine, plugin_library=plugin_library)
     opened = Bundle(bundle)
     text = None if prompt_file is None else text_ids(opened, prompt_file.read_bytes(), where=prompt_file)
@@ -506,9 +536,20 @@ def parity(
             reference, row_topk=opened.config.memory.row_topk or None, ignore_fields=ignore_fields
         )
         print_notes(checkpoint.notes)
-    report = check_bundle(
-        opened, checkpoint, runtimes, atol=atol, rtol=rtol, seed=seed, text=text, layerwise=layerwise, engine=choice
-    )
+    with progress_bars() as track:
+        report = check_bundle(
+            opened,
+            checkpoint,
+            runtimes,
+            atol=atol,
+            rtol=rtol,
+            seed=seed,
+            text=text,
+            layerwise=layerwise,
+            engine=choice,
+            sample=sample or 1.0,
+            track=track,
+        )
     if as_json:
         print_json(report.as_dict())
     else:
@@ -622,9 +663,12 @@ def verify(path: Path, as_json: bool) -> None:
 @click.option(
     "--runtime",
     type=click.Choice([name for name in RUNTIMES if name != "torch"]),
-    default="onnxruntime-native",
-    show_default=True,
-    help="Of the bundle; baselines run in stock ONNX Runtime.",
+    help="Of the bundle; default: the fastest that it supports, onnxruntime-native or onnxruntime.",
+)
+@click.option(
+    "--baseline-runtime",
+    type=click.Choice([name for name in RUNTIMES if name != "torch"]),
+    help="Of the baselines; default: that of --runtime where one supports it, else the fastest that it supports.",
 )
 @click.option("--batch", "batches", type=sizes, metavar="SIZES", default="1,4,8,16,32,64,256", show_default=True)
 @click.option(
@@ -644,7 +688,8 @@ def verify(path: Path, as_json: bool) -> None:
 def bench(
     bundle: Path,
     baselines: Sequence[Path],
-    runtime: str,
+    runtime: str | None,
+    baseline_runtime: str | None,
     batches: tuple[int, ...],
     past: int,
     prefill: int,
@@ -659,8 +704,9 @@ def bench(
     from umv2_export.onnx.minimum import BENCH_ONNXRUNTIME
     from umv2_export.runtimes import require_runtime
 
-    require_runtime(runtime, BENCH_ONNXRUNTIME, why="sessions of older releases share no threads")
+    require_runtime("onnxruntime", BENCH_ONNXRUNTIME, why="sessions of older releases share no threads")
 
+    from umv2_export.bench.contenders import choose_runtimes
     from umv2_export.bench.page import render_page, require_plots
     from umv2_export.bench.resident import peak_resident
     from umv2_export.bench.steps import BenchOptions, benchmark_steps
@@ -674,7 +720,8 @@ def bench(
     from umv2_export.target import check_file_target
     from umv2_export.tokenizer import text_ids
 
-    require_runtime(runtime)
+    if baseline_runtime is not None and not baselines:
+        raise InvalidRequest("--baseline-runtime without a baseline", fix="pass --baseline BUNDLE, or leave it out")
     if report is None:
         refuse_flags(["force"], "there is no --report to replace")
     else:
@@ -682,7 +729,8 @@ def bench(
         inputs = [bundle, *baselines, *([] if text is None else [text])]
         check_file_target(report, force=force, inputs=inputs, what="the report")
     opened, others = Bundle(bundle), [Bundle(path) for path in baselines]
-    options = BenchOptions(batches, past, prefill, iterations, threads, runtime)
+    chosen = choose_runtimes(opened, others, runtime, baseline_runtime)
+    options = BenchOptions(batches, past, prefill, iterations, threads, chosen)
     content = default_text() if text is None else text.read_bytes()
     with progress_bars() as track:
         result = benchmark_steps(opened, others, lambda model: text_ids(model, content, where=text), options, track)
@@ -690,10 +738,9 @@ def bench(
     if report is not None:
         write_atomically(report, render_page(result, opened, others, options, machine).encode())
     if as_json:
-        runtimes = [runtime, *("onnxruntime" for _ in others)]
         resident = {
             str(model.path): peak_resident(model.path, name, max(batches), past)
-            for model, name in zip([opened, *others], runtimes, strict=True)
+            for model, name in zip([opened, *others], chosen, strict=True)
         }
         print_json({"machine": machine, **result.as_dict(), "resident_bytes": resident})
     else:
@@ -970,7 +1017,8 @@ def show_export(result: "ExportResult", parity: "ParityReport | None", *, as_jso
                 "files": bundle.manifest.files,
                 "parameters": bundle.manifest.parameters,
                 "bytes": bundle.manifest.bytes,
-                "parity": None if parity is None else parity.as_dict(),
+                "parity": parity.as_dict() if parity is not None and parity.checks else None,
+                "stored": parity.stored.as_dict() if parity is not None and parity.stored is not None else None,
                 "seconds": result.seconds,
             }
         )

@@ -20,7 +20,7 @@ import umv2_export.cli
 from tests.command import run_command
 from tests.golden import GOLDEN_CASES
 from umv2_export.parity.compare import Check
-from umv2_export.parity.run import ParityReport
+from umv2_export.parity.report import ParityReport
 
 Exported = Callable[..., tuple[Path, dict[str, Any]]]
 

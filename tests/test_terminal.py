@@ -14,7 +14,7 @@ from tests.golden import GOLDEN_CASES
 from umv2_export.console import open_console
 from umv2_export.errors import InputRejected
 from umv2_export.parity.compare import Check
-from umv2_export.parity.run import ParityReport
+from umv2_export.parity.report import ParityReport
 from umv2_export.report import print_parity
 from umv2_export.terminal import one_line, printable
 
@@ -111,7 +111,7 @@ def test_verify_and_json_print_none_either(bundle: Path) -> None:
 
 
 def test_a_table_prints_none_either(capsys: pytest.CaptureFixture[str]) -> None:
-    check = Check(HOSTILE, HOSTILE, "logits", "pass", 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, note=HOSTILE)
+    check = Check(HOSTILE, HOSTILE, "logits", "pass", 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, note=HOSTILE)
     print_parity(ParityReport([check]), HOSTILE)
     open_console(stderr=True).print(HOSTILE, markup=False)
     printed = capsys.readouterr()

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from umv2_export.bench.ops import OpResult
     from umv2_export.bench.steps import BenchResult, StepResult
     from umv2_export.gpu.ahead_of_time import CompiledKernel
+    from umv2_export.parity.coverage import Coverage
+    from umv2_export.parity.stored import StoredCheck
 
 __all__ = [
     "format_bytes",
@@ -29,8 +31,9 @@ __all__ = [
     "print_parity",
 ]
 
-# Swapped rows shown for each output; --json lists more.
+# Swapped rows shown for each output, and tensors that differ; --json lists more.
 PRINTED_SWAPS = 3
+PRINTED_DIFFERENCES = 10
 
 _STYLES = {"pass": "green", "ambiguous": "yellow", "fail": "bold red"}
 
@@ -83,6 +86,9 @@ def print_export(bundle: Bundle, parity: ParityReport | None) -> None:
     )
     if parity is None:
         console.print("not validated")
+    elif not parity.checks and parity.stored is not None:
+        _print_stored(console, parity.stored)
+        console.print("not run: no runtime on a CPU computes bf16", highlight=False)
     else:
         print_parity(parity, "the checkpoint")
 
@@ -107,7 +113,7 @@ def print_parity(report: ParityReport, reference: str, *, stderr: bool = False) 
     table = Table(title=Text(f"Parity with {reference}"), title_justify="left")
     for heading in ("runtime", "case", "output", "status"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("max abs", "median abs", "same rows", "allowed", "would pass at", "argmax"):
+    for heading in ("max abs", "median abs", "rms", "same rows", "allowed", "rms allowed", "would pass at", "argmax"):
         table.add_column(heading, justify="right", no_wrap=True)
     for check in report.checks:
         table.add_row(
@@ -117,12 +123,15 @@ def print_parity(report: ParityReport, reference: str, *, stderr: bool = False) 
             Text(check.status, style=_STYLES[check.status]),
             _number(check.max_abs),
             _number(check.median_abs),
+            _number(check.rms),
             "" if check.max_abs_same_rows is None else _number(check.max_abs_same_rows),
             _number(check.atol),
+            _number(check.allowed_rms),
             _number(check.required_atol),
             "" if check.argmax_agreement is None else f"{check.argmax_agreement:.1%}",
         )
-    console.print(table)
+    if report.checks:
+        console.print(table)
     for check in report.checks:
         if check.note:
             console.print(f"{check.status}: {check.case}, {check.output}: {check.note}", highlight=False, markup=False)
@@ -133,20 +142,87 @@ def print_parity(report: ParityReport, reference: str, *, stderr: bool = False) 
                 highlight=False,
                 markup=False,
             )
+    _print_parts(console, report)
     _print_layers(console, report)
+    if report.stored is not None:
+        _print_stored(console, report.stored)
+    if report.coverage is not None:
+        _print_coverage(console, report.coverage)
     ambiguous = [check for check in report.checks if check.status == "ambiguous"]
     more = f", {len(ambiguous)} of them ambiguous (rows swapped at near ties)" if ambiguous else ""
-    console.print(f"parity {'passed' if report.passed else 'FAILED'}: {len(report.checks)} checks{more}")
+    counts = f"{len(report.checks)} checks{more}; {len(report.parts)} parts"
+    if report.stored is not None:
+        counts += f"; {report.stored.tensors} stored tensors"
+    console.print(f"parity {'passed' if report.passed else 'FAILED'}: {counts}", highlight=False)
     needed = [
         check.required_atol_same_rows if check.status == "ambiguous" else check.required_atol for check in report.checks
     ]
     finite = [value for value in needed if value is not None]
     if finite and len(finite) == len(needed):
         rtol = report.checks[0].rtol
+        others = report.failed_parts or (report.stored is not None and not report.stored.passed)
+        outputs = "check of an output (no tolerance passes the other failures)" if others else "check"
         console.print(
-            f"tolerance that would have passed every check: --atol {_rounded_up(max(finite))} --rtol {rtol:g}",
+            f"tolerance that would have passed every {outputs}: --atol {_rounded_up(max(finite))} --rtol {rtol:g}",
             highlight=False,
         )
+
+
+def _print_parts(console: Console, report: ParityReport) -> None:
+    """The parts that are wrong by themselves; else how far the worst came."""
+    for runtime, names in report.not_shown.items():
+        some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        what = "these are not compared" if report.parts else "no part is compared by itself"
+        console.print(f"{runtime} does not show {some}: {what}", highlight=False, markup=False)
+    for part in report.failed_parts:
+        line = f"fail: {part.part} by itself ({part.case}, {part.runtime}): {part.note}"
+        console.print(line, highlight=False, markup=False)
+    measured = [part for part in report.parts if part.rms is not None]
+    if measured and not report.failed_parts:
+        worst = max(measured, key=lambda part: part.excess)
+        console.print(
+            f"parts, each on the input that it got: the worst is {worst.part} ({worst.case}), off by {worst.rms:.2g} "
+            f"of its own size; allowed {worst.allowed:.2g}",
+            highlight=False,
+            markup=False,
+        )
+
+
+def _print_stored(console: Console, stored: "StoredCheck") -> None:
+    """What differs from the checkpoint, and which share was compared."""
+    for one in stored.differences[:PRINTED_DIFFERENCES]:
+        rows = f" ({one.rows} rows differ)" if one.rows > 1 else ""
+        console.print(f"fail: stored {one.tensor}: {one.note}{rows}", highlight=False, markup=False)
+    if len(stored.differences) > PRINTED_DIFFERENCES:
+        console.print(f"fail: {len(stored.differences) - PRINTED_DIFFERENCES} more stored tensors differ")
+    rounded = f"; {stored.rounded_keys} elements of keys differ in their last bits" if stored.rounded_keys else ""
+    console.print(
+        f"stored tensors: {stored.tensors} compared with those folded from the checkpoint, "
+        f"{format_bytes(stored.compared_bytes)} of {format_bytes(stored.bytes)} ({_share(stored.share)}){rounded}",
+        highlight=False,
+    )
+
+
+def _print_coverage(console: Console, coverage: "Coverage") -> None:
+    """What the inputs reached."""
+    pairs = (
+        ("rows", coverage.rows),
+        ("keys", coverage.keys),
+        ("blocks", coverage.blocks),
+        ("experts", coverage.experts),
+        ("the vocabulary", coverage.tokens),
+    )
+    shares = ", ".join(f"{_share(share)} of {name}" for name, share in pairs if share is not None)
+    console.print(f"reached by the test inputs: {shares}", highlight=False)
+    if coverage.layers:
+        rows = " ".join(_share(layer.rows) for layer in coverage.layers)
+        console.print(f"  rows by memory layer: {rows}", highlight=False)
+
+
+def _share(share: float) -> str:
+    """Percent; what is not all is not called 100 %."""
+    text = f"{100 * share:.1f}"
+    return "99.9 %" if share < 1 and text == "100.0" else "100 %" if share >= 1 else f"{text} %"
 
 
 def _rounded_up(value: float) -> str:

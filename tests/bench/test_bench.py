@@ -15,10 +15,12 @@ import pytest
 
 from tests.command import run_command
 from umv2_export import native_library
+from umv2_export.bench.contenders import choose_runtimes
 from umv2_export.bench.cut import part_graph
 from umv2_export.bench.traffic import Traffic
 from umv2_export.bundle import Bundle
 from umv2_export.config import count_parameters
+from umv2_export.errors import InvalidRequest
 from umv2_export.onnx.trace import part_names
 from umv2_export.presets import PRESETS
 
@@ -100,6 +102,32 @@ def test_a_model_alone_is_measured_too_in_stock_onnx_runtime(exported: Exported,
     assert "baseline / model" not in result.stdout
 
 
+def test_a_bundle_beside_itself_runs_in_the_same_runtime_and_moves_the_same_bytes(exported: Exported) -> None:
+    bundle = exported("v2_shared_ring")[0]
+    result = bench(bundle, "--baseline", bundle, "--json", *SMALL)
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    steps = (*facts["batches"], *facts["baseline"]["batches"], *facts["prefill"][0].values())
+    assert {step["runtime"] for step in steps} == {"onnxruntime-native"}
+    for ratio in facts["ratios"]:
+        assert {ratio[name] for name in ("bytes", "core_bytes", "expected_core_bytes")} == {1.0}
+        # Native beside stock was 2.8 and 21.6; three calls on a busy machine are no measurement.
+        assert 0.2 < ratio["core_latency"] < 5
+
+
+def test_each_model_runs_in_the_fastest_runtime_that_it_supports_unless_told_otherwise(
+    exported: Exported, experts: Path
+) -> None:
+    ours, theirs = Bundle(exported("v2_shared_ring")[0]), Bundle(experts)
+    native, stock = "onnxruntime-native", "onnxruntime"
+    assert choose_runtimes(ours, [ours, theirs], None, None) == [native, native, stock]
+    assert choose_runtimes(theirs, [ours], None, None) == [stock, native]
+    assert choose_runtimes(ours, [ours, theirs], stock, None) == [stock, stock, stock]
+    assert choose_runtimes(ours, [ours], native, stock) == [native, stock]
+    with pytest.raises(InvalidRequest, match="no ops"):
+        choose_runtimes(ours, [theirs], None, native)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -107,6 +135,7 @@ def test_a_model_alone_is_measured_too_in_stock_onnx_runtime(exported: Exported,
         (("--batch", "x"), 2, "no list"),
         (("--text", "short"), 2, "pass a longer --text"),
         (("--baseline", "nowhere"), 3, "manifest.json is missing"),
+        (("--baseline-runtime", "onnxruntime"), 2, "without a baseline"),
         (("--report", "there.html"), 2, "the report exists"),
     ],
 )

@@ -47,7 +47,7 @@ class BenchOptions:
         prefill: tokens of a prompt of one sequence.
         rounds: counted calls of each contender.
         threads: of the machine.
-        runtime: of the model; baselines of experts run in stock ONNX Runtime, which is their fastest.
+        runtimes: of the model, and of each baseline; see `choose_runtimes`.
     """
 
     batches: Sequence[int]
@@ -55,7 +55,7 @@ class BenchOptions:
     prefill: int
     rounds: int
     threads: int
-    runtime: str
+    runtimes: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class StepResult:
         traffic: bytes, from traced routing; of prefill expected ones.
         expected: bytes under uniform routing.
         unique_rows, unique_experts: distinct ones that were hit, over all layers.
-        density: their share of all rows that layers see, or of all experts.
+        density: their share of all rows that layers see, or of all experts; 1 in a model that has neither.
     """
 
     model: str
@@ -309,16 +309,16 @@ def benchmark_steps(
         InvalidRequest: the text is too short.
         EnvironmentUnfit: the caches do not fit into memory, or ONNX Runtime is older than a bundle needs.
         InputRejected: a runtime refuses a bundle.
-        Unsupported: the runtime computes on a GPU.
+        Unsupported: a runtime computes on a GPU.
     """
-    if options.runtime in ("onnxruntime-cuda", *BUILD_RUNTIMES):
+    if set(options.runtimes) & {"onnxruntime-cuda", *BUILD_RUNTIMES}:
         raise Unsupported(
             "bench times processors, and no GPU",
             why="threads, bytes and the ceilings beside them are those of the machine's memory",
             fix="--runtime onnxruntime-native or onnxruntime; `generate --json` gives the times of single steps",
         )
     result = BenchResult(warnings=[line for baseline in baselines for line in _unfair(bundle, baseline)])
-    models = [(bundle, options.runtime), *((baseline, "onnxruntime") for baseline in baselines)]
+    models = list(zip([bundle, *baselines], options.runtimes, strict=True))
     for one, runtime in models:
         require_runtime(runtime, one.manifest.min_onnxruntime, where=one.path)
     _require_memory([model for model, _ in models], options)
@@ -480,7 +480,10 @@ def _density(bundle: Bundle, hits: Hits) -> float:
     config = bundle.config
     if config.experts is not None:
         return sum(hits.experts) / (config.num_layers * config.experts.count)
-    return sum(hits.rows) / (config.memory.layers * config.memory.visible_rows)
+    if not config.memory.layers:
+        return 1.0
+    # A dense model reads all that it has.
+    return sum(hits.rows) / (config.memory.layers * config.memory.visible_rows) if config.memory.layers else 1.0
 
 
 def _unfair(bundle: Bundle, baseline: Bundle) -> list[str]:

@@ -3,7 +3,7 @@
 Shape suffixes: see `umv2_export.ops`; in attention H is attention heads, D the size of one, T past + S.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -31,6 +31,7 @@ class ModelOutput(NamedTuple):
         routing: per memory layer, what it retrieved and from which scores.
         router_logits: per block of experts, [B*S, E].
         normed: per block, what its FFN or experts, and memory layers, read; [B, S, hidden_size].
+        attention: per block, what its attention adds.
         ffn: per block, what its FFN or experts add.
         memory: per memory layer, what it adds.
     """
@@ -41,6 +42,7 @@ class ModelOutput(NamedTuple):
     routing: list[Routing]
     router_logits: list[torch.Tensor]
     normed: list[torch.Tensor]
+    attention: list[torch.Tensor]
     ffn: list[torch.Tensor]
     memory: list[torch.Tensor]
 
@@ -65,6 +67,7 @@ class LanguageModel(nn.Module):
         attention_mask: torch.Tensor,
         past: Sequence[KeyValue],
         forced_addresses: Sequence[torch.Tensor] | None = None,
+        given: Mapping[str, torch.Tensor] | None = None,
     ) -> ModelOutput:
         """Run prefill (past of length 0) or decode.
 
@@ -73,8 +76,11 @@ class LanguageModel(nn.Module):
             attention_mask: int64 [B, past + S]; 0 marks padding, on the left.
             past: per block, rotated keys and values [B, H, past, head_size].
             forced_addresses: per memory layer, virtual addresses int64 [B*S, hits] to use instead of the top-k ones.
+            given: inner values by the names of the graph (`hidden.0`) from which the parts behind them go on; the
+                output still holds what was computed in their place.
         """
-        return self.transformer(input_ids, attention_mask, past, forced_addresses)  # type: ignore[no-any-return]
+        output: ModelOutput = self.transformer(input_ids, attention_mask, past, forced_addresses, given)
+        return output
 
 
 class Transformer(nn.Module):
@@ -103,27 +109,36 @@ class Transformer(nn.Module):
         attention_mask_BT: torch.Tensor,
         past: Sequence[KeyValue],
         forced_addresses: Sequence[torch.Tensor] | None,
+        given: Mapping[str, torch.Tensor] | None = None,
     ) -> ModelOutput:
         """See `LanguageModel.forward`."""
+
+        def onward(name: str, computed: torch.Tensor) -> torch.Tensor:
+            return computed if given is None else given.get(name, computed)
+
         x_BSD = self.wte(input_ids_BS)
         positions = Positions(attention_mask_BT, input_ids_BS.shape[1], self.config, x_BSD.dtype)
-        present, hidden, router_logits, normed, ffn = [], [], [], [], []
+        present, hidden, router_logits, normed, attention, ffn = [], [], [], [], [], []
         memory: dict[int, torch.Tensor] = {}
         routing: dict[int, Routing] = {}
         pending: dict[int, torch.Tensor] = {}
         for i, block in enumerate(cast("Iterable[Block]", self.blocks)):
             hidden.append(x_BSD)
-            after_attention_BSD, key_value = block.attention(x_BSD, positions, past[i])
+            x_BSD = onward(f"hidden.{i}", x_BSD)
+            attended_BSD, key_value = block.attention(x_BSD, positions, past[i])
+            attention.append(attended_BSD)
             present.append(key_value)
-            normed_BSD = block.ff_norm(after_attention_BSD)
-            normed.append(normed_BSD)
+            after_attention_BSD = x_BSD + onward(f"attention.{i}", attended_BSD)
+            normed.append(block.ff_norm(after_attention_BSD))
+            normed_BSD = onward(f"normed.{i}", normed[-1])
             if block.router is None:
                 ffn.append(block.swiglu(normed_BSD))
             else:
                 router_logits.append(block.router(normed_BSD.flatten(0, 1)))
-                mixed_TD = block.experts(normed_BSD.flatten(0, 1), router_logits[-1])
+                router_logits_TE = onward(f"router_logits.{i}", router_logits[-1])
+                mixed_TD = block.experts(normed_BSD.flatten(0, 1), router_logits_TE)
                 ffn.append(mixed_TD.reshape(normed_BSD.shape))
-            x_BSD = after_attention_BSD + ffn[-1]
+            x_BSD = after_attention_BSD + onward(f"ffn.{i}", ffn[-1])
             for j, (read, add) in enumerate(self.config.memory.placements):
                 if read == i:
                     forced = None if forced_addresses is None else forced_addresses[j]
@@ -131,13 +146,13 @@ class Transformer(nn.Module):
                         normed_BSD.flatten(0, 1), self.full_memory_layer, forced
                     )
                     memory[j] = output_TD.reshape(normed_BSD.shape)
-                    pending[add] = memory[j]
+                    pending[add] = onward(f"memory.{j}", memory[j])
                     routing[j] = layer_routing
             if i in pending:
                 x_BSD = x_BSD + pending.pop(i)
         hidden.append(self.ln_f(x_BSD))
         head_XD = self.wte.weight if self.ff_out is None else self.ff_out.weight
-        logits_BSX = nn.functional.linear(hidden[-1], head_XD)
+        logits_BSX = nn.functional.linear(onward(f"hidden.{len(self.blocks)}", hidden[-1]), head_XD)
         if self.config.logits_scale != 1.0:
             logits_BSX = logits_BSX * self.config.logits_scale
         layers = range(len(routing))
@@ -148,6 +163,7 @@ class Transformer(nn.Module):
             [routing[j] for j in layers],
             router_logits,
             normed,
+            attention,
             ffn,
             [memory[j] for j in layers],
         )
@@ -178,7 +194,7 @@ class Block(nn.Module):
             self.experts = experts(config)
 
     def attention(self, x_BSD: torch.Tensor, positions: "Positions", past: KeyValue) -> tuple[torch.Tensor, KeyValue]:
-        """The residual stream after attention, and the cache with the new positions."""
+        """What attention adds to the residual stream, and the cache with the new positions."""
         batch, sequence = x_BSD.shape[:2]
         q, k, v_BHSD = (
             part.reshape(batch, sequence, -1, self.head_size).transpose(1, 2)
@@ -199,7 +215,7 @@ class Block(nn.Module):
         out = weights @ values
         out_BHSD = out if self.kv_heads == self.heads else out.flatten(1, 2)
         out_BSD = out_BHSD.transpose(1, 2).reshape(batch, sequence, -1)
-        return x_BSD + self.attn_out(out_BSD), (k_BHTD, v_BHTD)
+        return self.attn_out(out_BSD), (k_BHTD, v_BHTD)
 
     def queries_keys_values(self, normed_BSD: torch.Tensor) -> Sequence[torch.Tensor]:
         """The three projections, [B, S, heads * D] each: normalised here if over all heads together, and clipped."""

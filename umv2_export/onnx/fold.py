@@ -35,6 +35,7 @@ class FoldedTensor:
         shape, dtype: as stored.
         kind: what its bytes count as.
         pieces: makes its slices along dim 0, in order, in `dtype`.
+        part: of rows, makes the slices of a range of them.
     """
 
     name: str
@@ -42,6 +43,7 @@ class FoldedTensor:
     dtype: torch.dtype
     kind: Kind
     pieces: Callable[[], Iterator[torch.Tensor]]
+    part: Callable[[range], Iterator[torch.Tensor]] | None = None
 
     @property
     def size(self) -> int:
@@ -80,8 +82,9 @@ def fold_checkpoint(
         for s in range(layout.shards):
             rows = layout.shard_rows(s)
             pieces = partial(_table_pieces, checkpoint, layout, layer, rows)
+            part = partial(_table_part, checkpoint, layout, layer, rows)
             shape = (len(rows), layout.row_size)
-            tensors.append(FoldedTensor(f"{prefix}.rows.{s}", shape, layout.dtype, "rows", pieces))
+            tensors.append(FoldedTensor(f"{prefix}.rows.{s}", shape, layout.dtype, "rows", pieces, part))
     return tensors
 
 
@@ -249,3 +252,10 @@ def _table_pieces(
         yield torch.cat([_cast(part.rows(index), layout.dtype, part.name) for part in parts], dim=1)
     if m.padding_row in rows:
         yield torch.zeros(1, layout.row_size, dtype=layout.dtype)
+
+
+def _table_part(
+    checkpoint: Checkpoint, layout: TableLayout, layer: int | None, shard: range, part: range
+) -> Iterator[torch.Tensor]:
+    """Rows of a part of a shard, counted from its first."""
+    return _table_pieces(checkpoint, layout, layer, shard[part.start : part.stop])

@@ -23,6 +23,7 @@ from umv2_export.ops.tucker_topk import schema as tucker_topk_schema
 from umv2_export.signature import input_names, output_names
 
 __all__ = [
+    "inner_names",
     "op_signatures",
     "part_names",
     "probe_names",
@@ -48,6 +49,11 @@ def probe_names(config: ModelConfig) -> list[str]:
     retrieved = [f"{kind}.{j}" for j in range(config.memory.layers) for kind in kinds]
     routers = [f"router_logits.{i}" for i in range(config.num_layers if config.experts else 0)]
     return [*hidden, *retrieved, *routers, *part_names(config)[0]]
+
+
+def inner_names(config: ModelConfig) -> list[str]:
+    """All inner values that have a name: probes, and `attention.{i}`, `ffn.{i}` and `memory.{j}`, what parts add."""
+    return [*probe_names(config), *(f"attention.{i}" for i in range(config.num_layers)), *part_names(config)[1]]
 
 
 def part_names(config: ModelConfig) -> tuple[list[str], list[str]]:
@@ -133,7 +139,7 @@ def trace(
                 [(cache_axes, cache_axes)] * config.num_layers,
             ),
             input_names=input_names(config),
-            output_names=[*output_names(config), *probe_names(config), *part_names(config)[1]],
+            output_names=[*output_names(config), *inner_names(config)],
             opset_version=opset,
             custom_translation_table=translations(op_signatures(config, layout)),
             optimize=False,
@@ -168,6 +174,7 @@ class _Traced(nn.Module):
             *routing,
             *output.router_logits,
             *output.normed,
+            *output.attention,
             *output.ffn,
             *output.memory,
         )

@@ -17,7 +17,7 @@ from umv2_export.ops import tucker_topk
 from umv2_export.parity.compare import Tolerance, root_mean_square
 from umv2_export.runtimes.base import Array
 
-__all__ = ["RowSwap", "judge_routing"]
+__all__ = ["RowSwap", "judge_routing", "retrieval_problems"]
 
 # fp32 sums in another order: what separates two correct computations of a score, relative to its size.
 SCORE_REORDERING = 1e-4
@@ -58,6 +58,7 @@ def judge_routing(
     runtime: Mapping[str, Array],
     tolerance: Tolerance,
     real_tokens: Array,
+    rounded: Mapping[str, Array] | None = None,
 ) -> tuple[list[RowSwap], str | None]:
     """Find the swaps of all memory layers, and what about them rounding does not explain.
 
@@ -67,6 +68,7 @@ def judge_routing(
         runtime: probes of the runtime.
         tolerance: for scores, through the dtype.
         real_tokens: boolean [T]; padding is not judged.
+        rounded: probes of the reference with rounded products, which show how much the model amplifies rounding.
 
     Returns:
         swaps, and the problem in a sentence or None.
@@ -77,10 +79,28 @@ def judge_routing(
         u, v, cores = layer.tucker()
         topk = (layer.memory.row_topk, layer.memory.topk)
         ours, theirs = _Scores(reference, j, u, v, cores, topk), _Scores(runtime, j, u, v, cores, topk)
-        problem = problem or _score_problem(j, ours, theirs, tolerance, real_tokens)
+        problem = problem or _score_problem(j, ours, theirs, tolerance, real_tokens, rounded)
         problem = problem or _retrieval_problem(j, theirs, runtime[f"addresses.{j}"], real_tokens)
         swaps += _layer_swaps(j, ours, theirs, runtime[f"addresses.{j}"], real_tokens)
     return swaps, problem
+
+
+def retrieval_problems(model: LanguageModel, probes: Mapping[str, Array], real_tokens: Array) -> dict[int, str]:
+    """Memory layers whose rows are not the best of the layer's own scores, and why.
+
+    Args:
+        model: for its Tucker cores.
+        probes: of a runtime.
+        real_tokens: boolean [T]; padding is not judged.
+    """
+    found = {}
+    for j, layer in enumerate(cast("Iterable[MemoryLayer]", model.transformer.mem_blocks)):
+        if f"row_scores.{j}" in probes and f"col_scores.{j}" in probes:
+            scores = _Scores(probes, j, *layer.tucker(), (layer.memory.row_topk, layer.memory.topk))
+            problem = _retrieval_problem(j, scores, probes[f"addresses.{j}"], real_tokens)
+            if problem is not None:
+                found[j] = problem
+    return found
 
 
 class _Scores:
@@ -140,11 +160,22 @@ class _Scores:
         return scores_at(addresses[None], row, col, self.cores[:, head : head + 1])[0].sum(-1)
 
 
-def _score_problem(j: int, ours: _Scores, theirs: _Scores, tolerance: Tolerance, real_tokens: Array) -> str | None:
+def _score_problem(
+    j: int,
+    ours: _Scores,
+    theirs: _Scores,
+    tolerance: Tolerance,
+    real_tokens: Array,
+    rounded: Mapping[str, Array] | None,
+) -> str | None:
     real = torch.from_numpy(real_tokens)
-    for side, mine, other in zip(("row", "column"), ours.keys, theirs.keys, strict=True):
+    names = (f"row_scores.{j}", f"col_scores.{j}")
+    for side, name, mine, other in zip(("row", "column"), names, ours.keys, theirs.keys, strict=True):
         error = float((mine - other)[real].abs().max())
         allowed = max(SCORE_REORDERING, tolerance.relative_rounding) * root_mean_square(mine[real].numpy())
+        if rounded is not None:
+            moved = tolerance.moved(rounded[name], mine.numpy())[real_tokens]
+            allowed = max(allowed, float(moved.max(initial=0.0)))
         if not error <= allowed:
             return f"memory layer {j}: {side} scores differ by {error:.3g}, rounding explains {allowed:.3g}"
     return None

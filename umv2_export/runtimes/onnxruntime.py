@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from umv2_export.bundle import Bundle
 from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest, Unsupported
 from umv2_export.memory import anonymous_memory, available_bytes
 from umv2_export.onnx.minimum import PROBES_ONNXRUNTIME
-from umv2_export.onnx.trace import probe_names
+from umv2_export.onnx.trace import inner_names, probe_names
 from umv2_export.runtimes import cuda
 from umv2_export.runtimes.base import Array, StepInput, StepOutput, require_runtime
 from umv2_export.runtimes.external_data import session_source
@@ -80,8 +80,7 @@ class OnnxRuntime:
         self._capability = cuda.require_cuda() if self._setup.on_gpu else None
         # Kept: sessions share this memory, they do not own it.
         self._tables = _preloaded_tables(bundle) if preload else {}
-        self._session = self._open()
-        self._probe_session: Any = None
+        self._sessions: dict[tuple[str, ...], Any] = {(): self._open()}
 
     def run(self, step: StepInput, *, probe: bool = False) -> StepOutput:
         """One forward.
@@ -90,16 +89,29 @@ class OnnxRuntime:
             EnvironmentUnfit: ONNX Runtime is too old for probes.
             InputRejected: it cannot run the graph.
         """
-        if probe and self._probe_session is None:
+        if probe:
             why = "inner values are looked at in a graph in memory, for which older releases find no external data"
             require_runtime(self.name, PROBES_ONNXRUNTIME, where=self._bundle.path, why=why)
-            self._probe_session = self._open(self._graph_with_probes())
+        return self._run(step, probe_names(self._bundle.config) if probe else [])
+
+    def run_parts(self, step: StepInput) -> StepOutput:
+        """One forward that shows what every part puts out; nothing of it where ONNX Runtime is too old for that."""
+        try:
+            require_runtime(self.name, PROBES_ONNXRUNTIME)
+        except EnvironmentUnfit:
+            return self._run(step, [])
+        return self._run(step, inner_names(self._bundle.config))
+
+    def _run(self, step: StepInput, shown: Sequence[str]) -> StepOutput:
+        key = tuple(shown)
+        if key not in self._sessions:
+            self._sessions[key] = self._open(self._graph_with_probes(shown))
         dtype = self._bundle.manifest.dtype
         feed = {"input_ids": _value(step.input_ids, "int64"), "attention_mask": _value(step.attention_mask, "int64")}
         for i, (keys, values) in enumerate(step.past):
             feed[f"past_key_values.{i}.key"] = _value(keys, dtype)
             feed[f"past_key_values.{i}.value"] = _value(values, dtype)
-        session = self._probe_session if probe else self._session
+        session = self._sessions[key]
         try:
             results = session.run_with_ort_values(None, feed)
         except Exception as error:  # its exception classes share no base but Exception
@@ -112,7 +124,7 @@ class OnnxRuntime:
             (outputs[f"present.{i}.key"].astype(np.float32), outputs[f"present.{i}.value"].astype(np.float32))
             for i in range(len(step.past))
         ]
-        probes = {name: outputs[name] for name in outputs if probe and name in probe_names(self._bundle.config)}
+        probes = {name: outputs[name] for name in shown if name in outputs}
         return StepOutput(outputs["logits"].astype(np.float32), present, probes)
 
     def _refuse_what_it_cannot_run(self, *, preload: bool) -> None:
@@ -165,11 +177,13 @@ class OnnxRuntime:
             cuda.require_provider(session)
         return session
 
-    def _graph_with_probes(self) -> bytes:
-        """The graph, its inner values declared as outputs too."""
+    def _graph_with_probes(self, shown: Sequence[str]) -> bytes:
+        """The graph, its inner values declared as outputs too; those that it does not name are left out."""
         model = self._bundle.graph()
-        for name in probe_names(self._bundle.config):
-            model.graph.output.add().name = name
+        named = {name for node in model.graph.node for name in node.output}
+        for name in shown:
+            if name in named:
+                model.graph.output.add().name = name
         return bytes(model.SerializeToString())
 
 

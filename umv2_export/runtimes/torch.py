@@ -1,6 +1,7 @@
 """PyTorch in fp32: the literal reference of a checkpoint, or the folded model rebuilt from a bundle's weights."""
 
-import numpy as np
+from collections.abc import Mapping
+
 import torch
 
 from umv2_export.bundle import MODEL_FILE, Bundle
@@ -12,7 +13,7 @@ from umv2_export.model.folded import folded_model
 from umv2_export.model.transformer import ModelOutput
 from umv2_export.runtimes.base import Array, Cache, StepInput, StepOutput
 
-__all__ = ["TorchRuntime"]
+__all__ = ["TorchRuntime", "require_same_model"]
 
 
 class TorchRuntime:
@@ -37,14 +38,7 @@ class TorchRuntime:
             InputRejected: the bundle was made from another model.
         """
         checkpoint = checkpoint.with_query_layout(bundle.config.memory.query_layout)
-        if checkpoint.config != bundle.config:
-            ours, theirs = checkpoint.config.as_dict(), bundle.config.as_dict()
-            field = next(name for name in ours if ours[name] != theirs[name])
-            raise InputRejected(
-                f"the bundle was not made from this checkpoint: {field} is {theirs[field]} in the bundle, "
-                f"{ours[field]} in the checkpoint",
-                where=checkpoint.path,
-            )
+        require_same_model(bundle, checkpoint)
         stored = bundle.manifest
         dtype = torch_dtype(stored.dtype)
         model = reference_model(
@@ -85,27 +79,61 @@ class TorchRuntime:
         """One forward with the model's own routing."""
         return self._output(self._forward(step, None), probe)
 
-    def run_forced(self, step: StepInput, addresses: list[Array]) -> StepOutput:
-        """One forward that uses the given virtual addresses, per memory layer, instead of its own top-k; probed."""
-        return self._output(self._forward(step, [torch.from_numpy(layer) for layer in addresses]), probe=True)
+    def run_parts(self, step: StepInput) -> StepOutput:
+        """One forward that shows what every part puts out."""
+        return self.run(step, probe=True)
+
+    def run_forced(
+        self, step: StepInput, addresses: list[Array], given: Mapping[str, Array] | None = None
+    ) -> StepOutput:
+        """One forward that uses the given virtual addresses, per memory layer, instead of its own top-k; probed.
+
+        Args:
+            step: the input.
+            addresses: int64 [B*S, hits] of each memory layer.
+            given: inner values from which the parts behind them go on; the probes hold what was computed there.
+        """
+        values = {name: torch.from_numpy(value).float() for name, value in (given or {}).items()}
+        return self._output(self._forward(step, [torch.from_numpy(layer) for layer in addresses], values), probe=True)
 
     @torch.inference_mode()
-    def _forward(self, step: StepInput, forced: list[torch.Tensor] | None) -> ModelOutput:
+    def _forward(
+        self, step: StepInput, forced: list[torch.Tensor] | None, given: Mapping[str, torch.Tensor] | None = None
+    ) -> ModelOutput:
         past = [(self._rounded(keys), self._rounded(values)) for keys, values in step.past]
         ids, mask = torch.from_numpy(step.input_ids), torch.from_numpy(step.attention_mask)
-        output: ModelOutput = self.model(ids, mask, past, forced)
+        output: ModelOutput = self.model(ids, mask, past, forced, given)
         return output
 
     def _rounded(self, array: Array) -> torch.Tensor:
         return torch.from_numpy(array).to(self.cache_dtype).float()
 
     def _output(self, output: ModelOutput, probe: bool) -> StepOutput:
-        present: Cache = [(keys.numpy(), values.numpy()) for keys, values in output.present]
+        # Under autocast some are in 16 bits.
+        present: Cache = [(keys.float().numpy(), values.float().numpy()) for keys, values in output.present]
         probes: dict[str, Array] = {}
         if probe:
-            probes |= {f"hidden.{i}": hidden.numpy() for i, hidden in enumerate(output.hidden)}
+            probes |= {f"hidden.{i}": hidden.float().numpy() for i, hidden in enumerate(output.hidden)}
             for j, routing in enumerate(output.routing):
-                probes |= {f"{name}.{j}": np.asarray(value) for name, value in routing._asdict().items()}
-            probes |= {f"normed.{i}": normed.numpy() for i, normed in enumerate(output.normed)}
-            probes |= {f"router_logits.{i}": logits.numpy() for i, logits in enumerate(output.router_logits)}
-        return StepOutput(output.logits.numpy(), present, probes)
+                scores = {"row_scores": routing.row_scores, "col_scores": routing.col_scores}
+                probes |= {f"{name}.{j}": value.float().numpy() for name, value in scores.items()}
+                probes[f"addresses.{j}"] = routing.addresses.numpy()
+            for kind in ("normed", "router_logits", "attention", "ffn", "memory"):
+                probes |= {f"{kind}.{i}": value.float().numpy() for i, value in enumerate(getattr(output, kind))}
+        return StepOutput(output.logits.float().numpy(), present, probes)
+
+
+def require_same_model(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint of another configuration than the bundle's.
+
+    Raises:
+        InputRejected: naming the first field that differs.
+    """
+    if checkpoint.config != bundle.config:
+        ours, theirs = checkpoint.config.as_dict(), bundle.config.as_dict()
+        field = next(name for name in ours if ours[name] != theirs[name])
+        raise InputRejected(
+            f"the bundle was not made from this checkpoint: {field} is {theirs[field]} in the bundle, "
+            f"{ours[field]} in the checkpoint",
+            where=checkpoint.path,
+        )
