@@ -45,7 +45,7 @@ def check_manifest_values(
     Raises:
         InputRejected: they differ.
     """
-    cache = (None, config.num_heads, None, config.head_size)
+    cache = (None, config.kv_heads, None, config.head_size)
     axes: dict[str, tuple[int | None, ...]] = {
         "input_ids": (None, None),
         "attention_mask": (None, None),
