@@ -27,7 +27,7 @@ class MemoryLookup {
       : pre_value_dim_(fields.integer("pre_value_dim")),
         activation_(fields.text("activation")),
         rows_per_shard_(fields.integer("rows_per_shard")),
-        groups_(fields.integer("groups")) {
+        groups_(fields.integer("groups", 1)) {
     require(activation_ == "none" || activation_ == "gelu", "activation must be none or gelu, got ", activation_);
     require(pre_value_dim_ >= 0, "pre_value_dim must be 0 or more, got ", pre_value_dim_);
     require(rows_per_shard_ >= 1, "rows_per_shard must be 1 or more, got ", rows_per_shard_);

@@ -158,6 +158,67 @@ def test_the_plugins_answer_as_tensorrt_asks(case: str, build: Build) -> None:
     assert done.returncode == 0, done.stderr
 
 
+# Loads the library into the registry of TensorRT-RTX, the only TensorRT that PyPI has whole, and asks a creator for a
+# plugin, then lets the parser ask for one whose activation is unknown. Of a node with sound attributes the parser of
+# TensorRT-RTX 1.7 ends the process once it has the plugin: networks there have no add_plugin_v3.
+REAL_REGISTRY = """
+import sys
+import numpy as np
+import tensorrt_rtx as trt
+from onnx import TensorProto, helper, numpy_helper
+
+logger = trt.Logger(trt.Logger.WARNING)
+registry = trt.get_plugin_registry()
+assert registry.load_library(sys.argv[1]) is not None
+for op in ("MemoryLookup", "TuckerTopK"):
+    creator = registry.get_creator(op, "1", "umv2")
+    print("creator", op, *sorted(field.name for field in creator.field_names), flush=True)
+
+sizes = {"pre_value_dim": 8, "rows_per_shard": 7}
+for text in (b"gelu\\0", b"gelu", b"relu\\0"):
+    fields = [trt.PluginField(name, np.array([n], np.int32), trt.PluginFieldType.INT32) for name, n in sizes.items()]
+    fields.append(trt.PluginField("activation", text, trt.PluginFieldType.CHAR))
+    creator = registry.get_creator("MemoryLookup", "1", "umv2")
+    try:
+        made = creator.create_plugin("node", trt.PluginFieldCollection(fields), trt.TensorRTPhase.BUILD)
+    except Exception:
+        made = None
+    print("plugin", text, made is not None, flush=True)
+
+builder = trt.Builder(logger)
+network = builder.create_network(0)
+parser = trt.OnnxParser(network, logger)
+named = {"plugin_namespace": "umv2", "plugin_version": "1", "activation": "relu", "groups": 1}
+node = helper.make_node("MemoryLookup", list("isqr"), ["y"], domain="umv2", **named, **sizes)
+types = [TensorProto.INT64, TensorProto.FLOAT, TensorProto.FLOAT]
+inputs = [helper.make_tensor_value_info(*i) for i in zip("isq", types, [[5, 9], [5, 9, 2], [5, 8]])]
+output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [5, 16])
+rows = numpy_helper.from_array(np.ones((7, 24), np.float32), "r")
+graph = helper.make_graph([node], "g", inputs, [output], initializer=[rows])
+opsets = [helper.make_opsetid("", 18), helper.make_opsetid("umv2", 1)]
+model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+print("parsed", parser.parse(model.SerializeToString()), flush=True)
+"""
+
+
+def test_the_registry_of_tensorrt_rtx_takes_the_library_and_its_parser_gets_the_refusals(build: Build) -> None:
+    """Built against the headers of TensorRT 10, whose interfaces of plugins TensorRT-RTX 1.7 has."""
+    if find_spec("tensorrt_rtx") is None:
+        pytest.skip("tensorrt_rtx is not installed")
+    done = run(sys.executable, "-c", REAL_REGISTRY, build.library)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith(("creator", "plugin", "parsed"))] == [
+        "creator MemoryLookup activation groups pre_value_dim rows_per_shard",
+        "creator TuckerTopK row_topk topk",
+        r"plugin b'gelu\x00' True",
+        "plugin b'gelu' True",
+        r"plugin b'relu\x00' False",
+        "parsed False",
+    ]
+    said = "umv2::MemoryLookup: activation must be none or gelu, got relu"
+    assert (done.stdout + done.stderr).count(said) == 2
+
+
 def test_without_a_logger_errors_go_to_stderr(build: Build) -> None:
     done = build.host_test("unlogged")
     assert done.returncode == 0

@@ -14,7 +14,7 @@ import torch
 
 from umv2_export.errors import Unsupported
 from umv2_export.gpu.index import CompiledKernel
-from umv2_export.gpu.variants import MAX_ADDRESSES, LookupVariant, TopkVariant, Variant
+from umv2_export.gpu.variants import MAX_ADDRESSES, LookupVariant, TopkVariant, Variant, is_gelu
 
 __all__ = ["Call", "Dimension", "Known", "LookupCall", "TopkCall", "choose_kernel"]
 
@@ -126,14 +126,21 @@ class TopkCall(Call):
 
 @dataclass(frozen=True)
 class LookupCall(Call):
-    """A node MemoryLookup, with its attributes."""
+    """A node MemoryLookup, with its attributes.
+
+    Raises:
+        InputRejected: the activation is none that the op has.
+    """
 
     op = LookupVariant.op
 
     pre_value_dim: int
     activation: str
     rows_per_shard: int
-    groups: int
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        is_gelu(self.activation)
 
     @property
     def value_dim(self) -> Dimension:

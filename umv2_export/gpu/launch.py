@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from umv2_export.errors import Unsupported
-from umv2_export.gpu.variants import MAX_ADDRESSES, LookupVariant, lookup_variant, topk_variant
+from umv2_export.gpu.variants import MAX_ADDRESSES, LookupVariant, is_gelu, lookup_variant, topk_variant
 from umv2_export.kernels.triton.memory_lookup import memory_lookup_by_row_kernel, memory_lookup_kernel
 from umv2_export.kernels.triton.tucker_topk import tucker_topk_kernel
 
@@ -82,7 +82,7 @@ def launch_lookup(
         grouped=group is not None,
         pre_value_dim=pre_value_dim,
         value_dim=value_dim,
-        gelu=activation == "gelu",
+        gelu=is_gelu(activation),
     )
     indices, scores = indices.contiguous(), scores.contiguous()
     optional = tuple(None if tensor is None else tensor.contiguous() for tensor in (group, query, row_scales))

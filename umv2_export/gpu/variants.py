@@ -6,12 +6,12 @@ constants, the order of arguments and the grid from here.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
-from umv2_export.config import ModelConfig
-from umv2_export.errors import Unsupported
+from umv2_export.config import Activation, ModelConfig
+from umv2_export.errors import InputRejected, Unsupported, shown
 
 __all__ = [
     "MAX_ADDRESSES",
@@ -19,6 +19,7 @@ __all__ = [
     "LookupVariant",
     "TopkVariant",
     "Variant",
+    "is_gelu",
     "lookup_variant",
     "model_variants",
     "topk_variant",
@@ -237,6 +238,17 @@ def lookup_variant(
     )
 
 
+def is_gelu(activation: str) -> bool:
+    """Whether the pre-score goes through GELU.
+
+    Raises:
+        InputRejected: the activation is none that the op has; to leave it out would give other numbers.
+    """
+    if activation not in get_args(Activation):
+        raise InputRejected(f"activation must be one of {', '.join(get_args(Activation))}, got {shown(activation)}")
+    return activation == "gelu"
+
+
 def topk_variant(scores_dtype: torch.dtype, *, ranks: int, cores: int, row_topk: int, topk: int) -> TopkVariant:
     """The variant for these top-k sizes."""
     # tl.topk of one element fails to compile (triton 3.7.1).
@@ -285,7 +297,7 @@ def model_variants(
                 grouped=m.value_groups > 1,
                 pre_value_dim=m.pre_value_dim,
                 value_dim=m.value_dim,
-                gelu=m.activation == "gelu",
+                gelu=is_gelu(m.activation),
             )
             for rows_dtype in rows_dtypes
         ]

@@ -75,6 +75,11 @@ class Test {
         expect(identity(plugin) == "pre_value_dim=16 activation=gelu rows_per_shard=7 groups=3", identity(plugin));
       }
     }
+    Attributes without;
+    const Plugin plugin = library_.build(
+        "MemoryLookup", without.int32("pre_value_dim", 16).text("activation", "none").int32("rows_per_shard", 7));
+    expect(plugin != nullptr, "groups may be left out: " + log_.take());
+    expect(identity(plugin) == "pre_value_dim=16 activation=none rows_per_shard=7 groups=1", identity(plugin));
   }
 
   void bad_attributes() {
@@ -82,13 +87,15 @@ class Test {
       expect(library_.build(name, attributes) == nullptr, std::string("refused: ") + why);
       logged(name, why);
     };
-    Attributes missing, real, text, huge, list, none, rows;
+    Attributes missing, real, text, inner, huge, none, rows;
     refused("TuckerTopK", missing.int32("row_topk", 4), "attribute topk is missing");
     refused("TuckerTopK", real.int32("row_topk", 4).text("topk", "4"), "attribute topk must be an integer");
     refused("TuckerTopK", huge.int32("row_topk", 4).int64("topk", int64_t{1} << 40), "attribute topk is 1099511627776");
     refused("TuckerTopK", none.int32("row_topk", 2).int32("topk", 5),
             "topk must be from 1 to row_topk * row_topk, got 5");
     refused("MemoryLookup", lookup(text, 16, "relu", 7, 1), "activation must be none or gelu, got relu");
+    refused("MemoryLookup", inner.int32("pre_value_dim", 16).int32("rows_per_shard", 7).text("activation", {"gelu\0!", 6}),
+            "activation must be none or gelu");
     refused("MemoryLookup", lookup(rows, 16, "none", 0, 1), "rows_per_shard must be 1 or more, got 0");
     expect(library_.creator("TuckerTopK").createPlugin("node", nullptr, nvinfer1::TensorRTPhase::kBUILD) == nullptr,
            "no attributes at all are refused");
