@@ -56,7 +56,8 @@ class Creator(trt.IPluginCreatorV3One):
         names = ["indices", "scores", "query", "rows_0"]
         register_plugins(made_up_folder(Path(sys.argv[3]), []), allow_jit=True, lookup_inputs=names)
         width = found["pre_value_dim"] + 40
-        inputs = [TensorDesc([Expression(n) for n in shape], DataType.FLOAT) for shape in ((3, 8), (3, 8, 2), (3, 6), (9, width))]
+        shapes = ((3, 8), (3, 8, 2), (3, 6), (9, width))
+        inputs = [TensorDesc([Expression(size) for size in shape], DataType.FLOAT) for shape in shapes]
         output = plugins["umv2::MemoryLookup"].raw["register"](*inputs, **found)
         print("creator made", [axis.at({}) for axis in output.shape_expr], flush=True)
 
