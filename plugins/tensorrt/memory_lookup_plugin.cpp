@@ -76,6 +76,12 @@ class MemoryLookup {
     return type == tensors[position == table + 1 ? table : table + 1].desc.type;
   }
 
+  // For the sums of splits. Without inputs, as little as can be: then no hits are split.
+  int64_t workspace_bytes(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t count) const {
+    if (inputs == nullptr || count < 1 || inputs[count - 1].max.nbDims != 2) return 0;
+    return cuda::scratch_bytes(groups_, inputs[count - 1].max.d[1] - pre_value_dim_);
+  }
+
   cuda::LookupCall call(const nvinfer1::PluginTensorDesc* inputs, int32_t count) const {
     std::vector<DataType> types(static_cast<size_t>(count));
     for (int32_t i = 0; i < count; ++i) types[static_cast<size_t>(i)] = inputs[i].type;
@@ -111,12 +117,13 @@ class MemoryLookup {
                  value_dim};
     call.tokens = tokens;
     call.hits = indices.d[1];
+    call.table_rows = rows;
     call.rows_per_shard = rows_per_shard_;
     call.groups = groups_;
     return call;
   }
 
-  void bind(cuda::LookupCall& call, const void* const* inputs, void* const* outputs) const {
+  void bind(cuda::LookupCall& call, const void* const* inputs, void* const* outputs, void* workspace) const {
     call.indices = *inputs++;
     call.scores = *inputs++;
     if (call.node.grouped) call.group = *inputs++;
@@ -124,6 +131,7 @@ class MemoryLookup {
     if (call.node.rows == cuda::ElementType::kInt8) call.row_scales = *inputs++;
     call.rows.assign(inputs, inputs + call.node.shards);
     call.output = outputs[0];
+    call.scratch = cuda::scratch_bytes(groups_, call.node.value_dim) > 0 ? workspace : nullptr;
   }
 
  private:

@@ -62,6 +62,8 @@ class TuckerTopK {
     return type == tensors[0].desc.type;
   }
 
+  int64_t workspace_bytes(const nvinfer1::DynamicPluginTensorDesc*, int32_t) const { return 0; }
+
   cuda::TopkCall call(const nvinfer1::PluginTensorDesc* inputs, int32_t count) const {
     require(count == kInputs, "5 inputs expected, got ", count);
     const Dims &rows = inputs[0].dims, &cols = inputs[1].dims, &u = inputs[2].dims, &v = inputs[3].dims,
@@ -81,7 +83,7 @@ class TuckerTopK {
     return call;
   }
 
-  void bind(cuda::TopkCall& call, const void* const* inputs, void* const* outputs) const {
+  void bind(cuda::TopkCall& call, const void* const* inputs, void* const* outputs, void*) const {
     call.row_scores = inputs[0];
     call.col_scores = inputs[1];
     call.u = inputs[2];

@@ -1,6 +1,6 @@
 """The GPU kernels against the float64 oracle: on the GPU where there is one, else in Triton's interpreter."""
 
-from typing import Any
+from typing import Any, get_args
 
 import ml_dtypes
 import numpy as np
@@ -13,7 +13,7 @@ from tests import oracle
 from tests.ops.test_memory_lookup import CASES, Lookup
 from tests.ops.test_tucker_topk import ATOL, NAMES, assert_same_hits, inputs
 from umv2_export.errors import Unsupported
-from umv2_export.gpu.launch import launch_lookup, launch_topk, shares_rows
+from umv2_export.gpu.launch import Form, launch_lookup, launch_topk, shares_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -24,32 +24,32 @@ TOLERANCES = {
     torch.bfloat16: (8e-3, 1e-1),
 }
 
-by_row_or_not = pytest.mark.parametrize("by_row", [False, True], ids=["by token", "by row"])
+in_each_form = pytest.mark.parametrize("form", get_args(Form))
 
 
-def launched(lookup: Lookup, *, by_row: bool) -> Any:
+def launched(lookup: Lookup, *, form: Form) -> Any:
     arguments: list[Any] = [
         argument.to(DEVICE) if isinstance(argument, torch.Tensor) else argument for argument in lookup.op_arguments()
     ]
     arguments[5] = [shard.to(DEVICE) for shard in arguments[5]]
-    return launch_lookup(*arguments, by_row=by_row).float().cpu().numpy()
+    return launch_lookup(*arguments, form=form).float().cpu().numpy()
 
 
-@by_row_or_not
+@in_each_form
 @pytest.mark.parametrize("label", sorted(CASES))
-def test_lookup_agrees_with_the_oracle(label: str, by_row: bool) -> None:
+def test_lookup_agrees_with_the_oracle(label: str, form: Form) -> None:
     lookup = Lookup(**CASES[label])
     rtol, atol = TOLERANCES[torch.float32]
-    np.testing.assert_allclose(launched(lookup, by_row=by_row), lookup.by_oracle(), rtol=rtol, atol=atol)
+    np.testing.assert_allclose(launched(lookup, form=form), lookup.by_oracle(), rtol=rtol, atol=atol)
 
 
-@by_row_or_not
+@in_each_form
 @pytest.mark.parametrize("scores", [np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("rows", ["float", "float16", "bfloat16", "int8"])
-def test_lookup_in_16_bits_rounds_the_output_only(rows: str, scores: Any, by_row: bool) -> None:
+def test_lookup_in_16_bits_rounds_the_output_only(rows: str, scores: Any, form: Form) -> None:
     lookup = Lookup(rows=rows, scores=scores, pre_value_dim=16, value_dim=32, hits=20)
     rtol, atol = TOLERANCES[torch.float16 if scores is np.float16 else torch.bfloat16]
-    np.testing.assert_allclose(launched(lookup, by_row=by_row), lookup.by_oracle(), rtol=rtol, atol=atol)
+    np.testing.assert_allclose(launched(lookup, form=form), lookup.by_oracle(), rtol=rtol, atol=atol)
 
 
 @settings(max_examples=25, deadline=None)
@@ -63,14 +63,14 @@ def test_lookup_in_16_bits_rounds_the_output_only(rows: str, scores: Any, by_row
     cores=st.integers(1, 3),
     groups=st.sampled_from([1, 4]),
     activation=st.sampled_from(["none", "gelu"]),
-    by_row=st.booleans(),
+    form=st.sampled_from(get_args(Form)),
     seed=st.integers(0, 99),
 )
-def test_lookup_agrees_with_the_oracle_for_awkward_sizes(part: int, by_row: bool, **shape: Any) -> None:
+def test_lookup_agrees_with_the_oracle_for_awkward_sizes(part: int, form: Form, **shape: Any) -> None:
     if not shape["pre_value_dim"]:
         shape["activation"] = "none"
     lookup = Lookup(value_dim=part * shape["cores"], **shape)
-    np.testing.assert_allclose(launched(lookup, by_row=by_row), lookup.by_oracle(), rtol=1e-4, atol=5e-4)
+    np.testing.assert_allclose(launched(lookup, form=form), lookup.by_oracle(), rtol=1e-4, atol=5e-4)
 
 
 def test_lookup_reaches_rows_beyond_32_bits() -> None:

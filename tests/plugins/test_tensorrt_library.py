@@ -19,10 +19,10 @@ import torch
 
 from tests.gpu.stand_in import stand_in_environment, write_kernels
 from tests.gpu.stand_in_kernels import write_stand_in_kernels
-from tests.plugins.harness_kernels import Case, compile_cases, harness_cases, variant_of
+from tests.plugins.harness_kernels import Case, compile_cases, harness_cases, split_variants_of, variant_of
 from umv2_export.gpu.ahead_of_time import build_kernels
 from umv2_export.gpu.pack import PACK_FILE
-from umv2_export.gpu.variants import Variant
+from umv2_export.gpu.variants import LookupVariant, Variant
 
 ROOT = Path(__file__).parents[2]
 CAPABILITY = "8.9"
@@ -237,17 +237,42 @@ def test_the_library_needs_neither_tensorrt_nor_cuda_and_exports_its_entry_point
     assert not re.search(r"getPluginRegistry|getLogger|createInfer|\bcu[A-Z]", undefined)
 
 
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
 def test_every_case_runs_on_the_stand_in_and_gives_what_the_plain_computation_gives(
-    build: Build, cases: dict[str, Case], machine: Callable[..., Machine]
+    split: bool, build: Build, cases: dict[str, Case], machine: Callable[..., Machine]
 ) -> None:
     names = [name for name, case in cases.items() if computed(case)]
     variants = {variant.name: variant for variant in map(variant_of, cases.values())}
+    if split:
+        variants |= {variant.name: variant for case in cases.values() for variant in split_variants_of(case)}
     there = machine(variants.values())
     done = run(build.program("tensorrt_harness"), build.library, *names, environment=there.environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.findall(r"^ok +(\S+)", done.stdout, re.MULTILINE) == names
-    assert len(there.launches) == len(names) >= 7
+    assert len(names) >= 7
+    lookups = [name for name in names if name.startswith("lookup")]
+    assert len(there.launches) == len(names) + (len(lookups) if split else 0)
     assert all(launch["stream"] for launch in there.launches)
+
+
+def test_hits_are_shared_as_in_python(build: Build, cases: dict[str, Case], machine: Callable[..., Machine]) -> None:
+    """One rule in two languages: `LookupVariant.shares`, and launch.cpp."""
+    case = cases["lookup-fp32-published"]
+    split, adding = split_variants_of(case)
+    assert isinstance(split, LookupVariant)
+    there = machine([variant_of(case), split, adding])
+    done = run(build.program("tensorrt_harness"), build.library, case["name"], environment=there.environment)
+    assert done.returncode == 0, done.stdout
+    lookup, added = there.launches
+    tokens, hits = lookup["grid"][0], lookup["arguments"][4]
+    splits, share = split.shares(tokens, hits)
+    assert hits == 256
+    assert splits > 1
+    assert lookup["grid"] == [tokens, 1, splits]
+    # indices, scores, query, rows_0, hits, table_rows, rows_per_shard, pre_value_dim, value_dim, share, sums.
+    assert lookup["arguments"][9] == share
+    assert added["grid"] == [tokens, 1, 1]
+    assert added["arguments"][:3] == [lookup["arguments"][10], splits, 192]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -265,7 +290,7 @@ def test_a_wrong_result_fails_the_harness(
     """The kernel of a case with GELU computes without."""
     there = machine([variant_of(cases["lookup-fp32-shards-gelu"])])
     kernels = tmp_path / "kernels.txt"
-    kernels.write_text(re.sub(r" 1 1$", " 0 1", kernels.read_text(), flags=re.MULTILINE))
+    kernels.write_text(re.sub(r" 1 0 1$", " 0 0 1", kernels.read_text(), flags=re.MULTILINE))
     command = (build.program("tensorrt_harness"), build.library, "lookup-fp32-shards-gelu")
     done = run(*command, environment=there.environment)
     assert done.returncode == 1
