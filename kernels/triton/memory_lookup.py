@@ -1,8 +1,8 @@
 """umv2::MemoryLookup on a GPU: programs sum rows of one token and group, several rows in flight.
 
-A row is read once, in pieces of CHUNK elements that lie within a warp: a pre-value's product with the query is summed by
-shuffles, and a value is added lane by lane, so that warps meet once, at the end. The indices of the next rows are loaded
-before the present ones are waited for. Addresses have 64 bits, and sums are fp32.
+A row is read once, in pieces of CHUNK elements that lie within a warp: a pre-value's product with the query is summed
+by shuffles, and a value is added lane by lane, so that warps meet once, at the end. The indices of the next rows are
+loaded before the present ones are waited for. Addresses have 64 bits, and sums are fp32.
 
 A hit whose index lies outside the table, or whose group outside the groups, adds nothing.
 

@@ -1,14 +1,15 @@
 """umv2::TuckerTopK on a GPU: one program retrieves the hits of one token and head.
 
-The highest of many scores are selected by radix: a histogram of 5 bits of the keys says in which of 32 bins the last one
-to be chosen lies, then of the next 5, seven times. 32 bins are a lane each, so that only the histogram itself makes warps
-meet. Nothing is sorted: a last histogram turns the running count of the chosen into their places, in ascending order.
+The highest of many scores are selected by radix: a histogram of 5 bits of the keys says in which of 32 bins the last
+one to be chosen lies, then of the next 5, seven times. 32 bins are a lane each, so that only the histogram itself makes
+warps meet. Nothing is sorted: a last histogram turns the running count of the chosen into their places, in ascending
+order.
 
 Of equal scores the lowest address wins, and -0 equals +0. NaN ranks like -inf: it is returned only for want of numbers,
 and then with its score, NaN.
 
-Shape suffixes: N keys of a block, M chosen keys of a side, R Tucker ranks, I rows of the grid of chosen keys in a block,
-X cells of these, B bins.
+Shape suffixes: N keys of a block, M chosen keys of a side, R Tucker ranks, I rows of the grid of chosen keys in a
+block, X cells of these, B bins.
 """
 
 import triton
@@ -167,7 +168,8 @@ def _cell_keys(
 @triton.jit
 def _ordered(score):
     """Scores as uint32 in their order."""
-    score = tl.where(score == score, score, float("-inf"))
+    # Comparisons with NaN are false.
+    score = tl.where(score >= float("-inf"), score, float("-inf"))
     score = tl.where(score == 0.0, 0.0, score)
     bits = score.to(tl.int32, bitcast=True)
     # Negative floats order backwards as integers, and below the others: all their bits are turned, of others the sign.
@@ -196,7 +198,7 @@ def _descend(count_B, prefix, left, step):
 
 @triton.jit
 def _runs(key, live, threshold, left, above, equal, COUNT: tl.constexpr):
-    """How many places follow the k-th chosen one before the next: sums of it are the places of the chosen, int32 [COUNT].
+    """How many places follow the k-th chosen one before the next, int32 [COUNT]: its sums are the places of the chosen.
 
     Args:
         key, live: of a block of at most 2**15 places.

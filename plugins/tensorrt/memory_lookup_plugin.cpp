@@ -1,4 +1,5 @@
 // umv2::MemoryLookup for TensorRT: finds its inputs by the attributes; shapes and dtypes; the kernel does the rest.
+#include "checked.h"
 #include "creators.h"
 #include "plugin.h"
 
@@ -29,9 +30,9 @@ class MemoryLookup {
         rows_per_shard_(fields.integer("rows_per_shard")),
         groups_(fields.integer("groups", 1)) {
     require(activation_ == "none" || activation_ == "gelu", "activation must be none or gelu, got ", activation_);
-    require(pre_value_dim_ >= 0, "pre_value_dim must be 0 or more, got ", pre_value_dim_);
+    require(within(pre_value_dim_, 0), "pre_value_dim must be from 0 to ", kMostOfAnAxis, ", got ", pre_value_dim_);
     require(rows_per_shard_ >= 1, "rows_per_shard must be 1 or more, got ", rows_per_shard_);
-    require(groups_ >= 1, "groups must be 1 or more, got ", groups_);
+    require(within(groups_, 1), "groups must be from 1 to ", kMostOfAnAxis, ", got ", groups_);
   }
 
   std::vector<PluginField> fields() const {
@@ -59,8 +60,9 @@ class MemoryLookup {
     }
     // The last input is a shard, whether row_scales are given or not.
     const auto* width = inputs[count - 1].d[1];
-    require(!width->isConstant() || width->getConstantValue() > pre_value_dim_, "rows of ", width->getConstantValue(),
-            " elements hold no value beside a pre-value of ", pre_value_dim_);
+    require(!width->isConstant() || within(width->getConstantValue(), int64_t{pre_value_dim_} + 1), "rows of ",
+            width->getConstantValue(), " elements hold no value beside a pre-value of ", pre_value_dim_,
+            ", or are longer than ", kMostOfAnAxis);
     const auto* value_dim = build.operation(DimensionOperation::kSUB, *width, *build.constant(pre_value_dim_));
     outputs[0] = {2,
                   {inputs[0].d[0], build.operation(DimensionOperation::kPROD, *value_dim, *build.constant(groups_))}};
@@ -103,8 +105,10 @@ class MemoryLookup {
       require(has_sizes(scales, {rows, 2}), "row_scales must be [", rows, ", 2], got ", scales);
     }
     const int64_t value_dim = inputs[first].dims.d[1] - pre_value_dim_;
-    require(value_dim > 0 && value_dim % cores == 0, "rows ", inputs[first].dims,
+    require(within(value_dim, 1) && value_dim % cores == 0, "rows ", inputs[first].dims,
             " do not split into a pre-value and C equal parts");
+    product_of({tokens, groups_, value_dim}, "the output");
+    product_of({tokens, indices.d[1], cores}, "the scores");
     cuda::LookupCall call{};
     call.node = {element_type(types[1]),
                  element_type(inputs[first].type),

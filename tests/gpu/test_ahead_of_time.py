@@ -26,7 +26,7 @@ from umv2_export.gpu.pack import PACK_FILE
 from umv2_export.gpu.variants import LookupVariant, TopkVariant, Variant, lookup_variant, topk_variant
 
 # Architectures on which blocks of 1024 cells spilled registers, by the top-k of the published models.
-TOPK_BUILDS = {32: ["8.6", "12.0"], 128: ["8.0", "10.0"]}
+TOPK_BUILDS = {32: ["9.0", "12.0"], 128: ["8.6", "9.0"]}
 
 SCORES = {torch.float32: (torch.float32, torch.int8), torch.bfloat16: (torch.bfloat16,)}
 

@@ -165,10 +165,15 @@ def compile_variant(variant: Variant, architecture: str, folder: Path) -> Compil
     except Exception as error:  # the compiler raises many kinds
         raise BuildFailed(f"triton could not compile {variant.name} for {architecture}", why=str(error)) from error
     entry = compiled.metadata.name
-    ptx = _without_scratch(compiled.asm["ptx"], entry, len(variant.arguments))
+    text = _without_scratch(compiled.asm["ptx"], entry, len(variant.arguments))
     # Triton writes the target of one architecture alone (sm_90a) from Hopper on.
-    ptx = re.sub(rf"\.target {target}a?$", f".target {target}", ptx, count=1, flags=re.MULTILINE).encode()
+    ptx = re.sub(rf"\.target {target}a?$", f".target {target}", text, count=1, flags=re.MULTILINE).encode()
     registers, spill_bytes, cubin = _assemble(ptx, target)
+    if spill_bytes:
+        # ptxas spills a few bytes to fit more programs on a multiprocessor (4 bytes at 64 registers, where 87 hold
+        # everything); told that one program is enough, it does not.
+        ptx = re.sub(rb"(\.reqntid [0-9, ]+)", rb"\1\n.minnctapersm 1", ptx, count=1)
+        registers, spill_bytes, cubin = _assemble(ptx, target)
     stem = f"{variant.name}_sm{architecture.replace('.', '')}"
     files = {f"{stem}.ptx": ptx, f"{stem}.cubin": cubin}
     for name, content in files.items():

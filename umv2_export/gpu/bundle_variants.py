@@ -9,7 +9,7 @@ __all__ = ["bundle_variants"]
 
 
 def bundle_variants(bundle: Bundle) -> list[Variant]:
-    """The variants that the nodes of a bundle ask for: one of each op.
+    """The variants that the nodes of a bundle ask for: those of each op.
 
     Raises:
         Unsupported: its model has no memory layers.

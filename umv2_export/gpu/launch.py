@@ -80,9 +80,8 @@ def launch_lookup(
 ) -> torch.Tensor:
     """As `umv2_export.ops.memory_lookup`, but for hits whose index or group is out of range: they add nothing.
 
-    Args:
-        form: a program a token and group (whole), several (split), or hits in the order of rows (by row); None: the
-            last where tokens share rows, else as many programs as fill the GPU.
+    `form`: a program a token and group (whole), several (split), or hits in the order of rows (by row); None: the last
+    where tokens share rows, else as many programs as fill the GPU.
     """
     tokens, hits, cores = scores.shape
     value_dim = rows[0].shape[1] - pre_value_dim
@@ -159,4 +158,5 @@ def _launch_by_row(
         **variant.constants,
         num_warps=variant.num_warps,
     )
-    return sums.to(scores.dtype)
+    output: torch.Tensor = sums.to(scores.dtype)
+    return output

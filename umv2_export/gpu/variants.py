@@ -44,8 +44,8 @@ ROW_DTYPES = {
     torch.bfloat16: (torch.bfloat16, torch.int8),
 }
 
-# Elements of rows that a thread holds at once, and those of a program of one warp: 18 loads of 16 bytes of fp32 in flight
-# together. More registers would leave a multiprocessor fewer programs, hence no more bytes in flight.
+# Elements of rows that a thread holds at once, and those of a program of one warp: 18 loads of 16 bytes of fp32 in
+# flight together. More registers would leave a multiprocessor fewer programs, hence no more bytes in flight.
 THREAD_ELEMENTS = 72
 SPLIT_THREAD_ELEMENTS = 48
 
@@ -335,8 +335,8 @@ def sum_variant(scores_dtype: torch.dtype, *, value_dim: int) -> SumVariant:
 def _chunk(pre_value_dim: int, value_dim: int, lanes: int) -> int:
     """Elements of a piece of a row: as many as a warp reads with one load, or fewer where pieces would be left idle.
 
-    192 + 192 elements are 3 + 3 pieces of 64, and none is idle; of 128, a quarter would be. Wider rows take wider pieces,
-    for a thread holds whole pieces.
+    192 + 192 elements are 3 + 3 pieces of 64, and none is idle; of 128, a quarter would be. Wider rows take wider
+    pieces, for a thread holds whole pieces.
     """
     size = pre_value_dim + value_dim
     widest = max(32 * lanes, _power_of_two(-(-lanes * size // THREAD_ELEMENTS)))

@@ -3,6 +3,7 @@
 //   tensorrt_host_test LIBRARY CASE      0 if it holds; else 1, with what does not on stderr
 //   tensorrt_host_test LIBRARY prepare   onShapeChange of a lookup of fp32: prints its code, then what was logged
 //   tensorrt_host_test LIBRARY unlogged  a refusal without a logger
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -97,6 +98,19 @@ class Test {
     refused("MemoryLookup", inner.int32("pre_value_dim", 16).int32("rows_per_shard", 7).text("activation", {"gelu\0!", 6}),
             "activation must be none or gelu");
     refused("MemoryLookup", lookup(rows, 16, "none", 0, 1), "rows_per_shard must be 1 or more, got 0");
+    constexpr int32_t kMost = 1 << 23;
+    for (const int32_t groups : {0, kMost + 1, INT32_MAX}) {
+      Attributes given;
+      refused("MemoryLookup", lookup(given, 16, "none", 7, groups), "groups must be from 1 to 8388608");
+    }
+    for (const int32_t size : {-1, kMost + 1, INT32_MIN}) {
+      Attributes given;
+      refused("MemoryLookup", lookup(given, size, "none", 7, 1), "pre_value_dim must be from 0 to 8388608");
+    }
+    for (const int32_t size : {0, (1 << 15) + 1, INT32_MAX}) {
+      Attributes given;
+      refused("TuckerTopK", given.int32("row_topk", size).int32("topk", 1), "row_topk must be from 1 to 32768");
+    }
     expect(library_.creator("TuckerTopK").createPlugin("node", nullptr, nvinfer1::TensorRTPhase::kBUILD) == nullptr,
            "no attributes at all are refused");
     logged("TuckerTopK", "no attributes are given");
@@ -297,6 +311,20 @@ class Test {
     narrow[5] = tensor(kInt8, {7, 13});
     narrow[6] = tensor(kInt8, {6, 13});
     refused("MemoryLookup", all, narrow, "rows [7, 13] do not split into a pre-value and C equal parts");
+
+    // Shapes of which a product wraps around; nothing of their size is allocated.
+    constexpr int64_t kHuge = int64_t{1} << 40;
+    const Plugin plain = make_lookup(0, "none", 1);
+    refused("MemoryLookup", plain,
+            {tensor(kInt64, {kHuge, kHuge}), tensor(kFp32, {kHuge, kHuge, 2}), tensor(kFp32, {7, 44})},
+            "the output is out of range: 1099511627776 * 1 * 44");
+    refused("MemoryLookup", plain,
+            {tensor(kInt64, {3, kHuge}), tensor(kFp32, {3, kHuge, kHuge}), tensor(kFp32, {7, kHuge})},
+            "do not split into a pre-value and C equal parts");
+    refused("TuckerTopK", retrieve, topk({kHuge, 2, 50, 4}, {kHuge, 2, 50, 4}, {2, 4}, {kHuge, 2, 4, 4}),
+            "the scores is out of range: 1099511627776 * 10 * 1099511627776");
+    refused("TuckerTopK", retrieve, topk({3, 2, kHuge, 4}, {3, 2, kHuge, 4}, {2, 4}, {5, 2, 4, 4}),
+            "the number of keys of a side is 1099511627776, kernels take up to 46340");
   }
 
   // The lookup of the case lookup-fp32 of the harness.
