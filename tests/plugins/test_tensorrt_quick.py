@@ -198,7 +198,8 @@ def check_built(result: Any, node: tuple[Any, ...], entry: str, sizes: list[int]
 def test_a_lookup_is_built_from_its_kernel(register: Register, case: str) -> None:
     folder, node, memory = compiled_folder(case, "8.9"), lookup_node(case), CASES[case].memory
     result = built(register(folder)[LOOKUP], node)
-    sizes = [7, 11, memory.pre_value_dim, memory.value_dim]
+    rows = sum(len(shard) for shard in node[2][5])
+    sizes = [7, rows, 11, memory.pre_value_dim, memory.value_dim]
     check_built(result, node, "memory_lookup_kernel", sizes, (5, memory.value_groups, 1))
     kernel = next(kernel for kernel in read_index(folder) if kernel.op == "MemoryLookup")
     launch = result[2]
