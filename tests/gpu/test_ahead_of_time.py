@@ -116,7 +116,11 @@ def test_no_lane_is_idle_in_rows_of_three_powers_of_two() -> None:
 def test_warps_do_not_wait_for_each_other_while_rows_are_summed(built: tuple[Path, list[dict[str, Any]]]) -> None:
     """The body of the loop over hits, for the published sizes: of smaller pieces, a warp reads several rows at once."""
     for entry in built[1]:
-        if entry["op"] != "MemoryLookup" or entry["variant"]["rows_dtype"] == "int8" or entry["variant"]["divisor"] < 16:
+        if (
+            entry["op"] != "MemoryLookup"
+            or entry["variant"]["rows_dtype"] == "int8"
+            or entry["variant"]["divisor"] < 16
+        ):
             continue
         lines = (entry["folder"] / entry["ptx"]).read_text().splitlines()
         labels = {line.split(":")[0]: number for number, line in enumerate(lines) if line.startswith("$L")}

@@ -46,7 +46,7 @@ def prepare_plugins(
     if library is not None:
         return {"library": str(library.resolve()), "ops": list(ops)}
     variants = bundle_variants(bundle)
-    lookup = next(variant for variant in variants if isinstance(variant, LookupVariant))
+    [lookup] = [variant for variant in variants if isinstance(variant, LookupVariant)]
     # Of bodies that Python compiles where the engine is loaded, nothing is made before: the index is empty.
     compiled = [name for name in map(compiled_for, architectures) if name is not None] if kind == "aot" else []
     build_kernels(folder / "kernels", variants, compiled, track)
