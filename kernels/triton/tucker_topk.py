@@ -1,9 +1,9 @@
 """umv2::TuckerTopK on a GPU: one program retrieves the hits of one token and head.
 
 The highest of many scores are selected by radix: a histogram of 5 bits of the keys says in which of 32 bins the last
-one to be chosen lies, then of the next 5, seven times. 32 bins are a lane each, so that only the histogram itself makes
-warps meet. Nothing is sorted: a last histogram turns the running count of the chosen into their places, in ascending
-order.
+one to be chosen lies, then of the next 5, until all keys of that bin are chosen, which takes seven times at the most. 32
+bins are a lane each, so that only the histogram itself makes warps meet. Nothing is sorted: a last histogram turns the
+running count of the chosen into their places, in ascending order.
 
 Of equal scores the lowest address wins, and -0 equals +0. NaN ranks like -inf: it is returned only for want of numbers,
 and then with its score, NaN.
@@ -19,7 +19,6 @@ __all__ = ["tucker_topk_kernel"]
 
 BIN_BITS = tl.constexpr(5)
 BINS = tl.constexpr(32)
-PASSES = tl.constexpr(7)
 
 
 @triton.jit
@@ -68,14 +67,16 @@ def tucker_topk_kernel(
 
     # The first block stays in registers; further ones are computed again in each pass.
     key_X, live_X = _cell_keys(own_rows, row_M, folded_M, 0, row_topk, RANKS, CORES, BLOCK_I, BLOCK_M)
-    threshold, left = tl.full([], 0, dtype=tl.uint32), tl.full([], 0, dtype=tl.int32) + topk
-    for step in range(PASSES):
-        count_B = _count(key_X, live_X, threshold, step)
+    prefix, left = tl.full([], 0, dtype=tl.uint32), tl.full([], 0, dtype=tl.int32) + topk
+    bits, open_bits = tl.full([], 0, dtype=tl.int32), tl.full([], 32, dtype=tl.int32)
+    while open_bits > 0:
+        count_B = _count(key_X, live_X, prefix, bits)
         if BLOCK_I < BLOCK_M:
             for start in range(BLOCK_I, row_topk, BLOCK_I):
                 more_X, there_X = _cell_keys(own_rows, row_M, folded_M, start, row_topk, RANKS, CORES, BLOCK_I, BLOCK_M)
-                count_B += _count(more_X, there_X, threshold, step)
-        threshold, left = _descend(count_B, threshold, left, step)
+                count_B += _count(more_X, there_X, prefix, bits)
+        prefix, left, bits, open_bits = _descend(count_B, prefix, left, bits)
+    threshold = prefix << (32 - bits)
     run_K, above, equal = _runs(key_X, live_X, threshold, left, 0, 0, BLOCK_K)
     if BLOCK_I < BLOCK_M:
         for start in range(BLOCK_I, row_topk, BLOCK_I):
@@ -103,13 +104,15 @@ def _top_keys(
 ):
     """The M keys of the highest merged scores in ascending order, int32 [M]; key 0 in the places beyond."""
     key_N, live_N = _side_keys(own_scores, weights, 0, keys_per_side, RANKS, BLOCK_N)
-    threshold, left = tl.full([], 0, dtype=tl.uint32), tl.full([], 0, dtype=tl.int32) + row_topk
-    for step in range(PASSES):
-        count_B = _count(key_N, live_N, threshold, step)
+    prefix, left = tl.full([], 0, dtype=tl.uint32), tl.full([], 0, dtype=tl.int32) + row_topk
+    bits, open_bits = tl.full([], 0, dtype=tl.int32), tl.full([], 32, dtype=tl.int32)
+    while open_bits > 0:
+        count_B = _count(key_N, live_N, prefix, bits)
         for start in range(BLOCK_N, keys_per_side, BLOCK_N):
             more_N, there_N = _side_keys(own_scores, weights, start, keys_per_side, RANKS, BLOCK_N)
-            count_B += _count(more_N, there_N, threshold, step)
-        threshold, left = _descend(count_B, threshold, left, step)
+            count_B += _count(more_N, there_N, prefix, bits)
+        prefix, left, bits, open_bits = _descend(count_B, prefix, left, bits)
+    threshold = prefix << (32 - bits)
     run_M, above, equal = _runs(key_N, live_N, threshold, left, 0, 0, BLOCK_M)
     for start in range(BLOCK_N, keys_per_side, BLOCK_N):
         more_N, there_N = _side_keys(own_scores, weights, start, keys_per_side, RANKS, BLOCK_N)
@@ -177,23 +180,30 @@ def _ordered(score):
 
 
 @triton.jit
-def _count(key, live, prefix, step):
-    """How many of the keys that begin with `prefix` have each value in their next bits; int32 [B]."""
-    bits = key >> tl.maximum(32 - BIN_BITS * (step + 1), 0)
-    width = tl.minimum(32 - BIN_BITS * step, BIN_BITS)
-    here = live & (bits >> width == prefix)
-    return tl.histogram((bits - (prefix << width)).to(tl.int32, bitcast=True), BINS, mask=here)
+def _count(key, live, prefix, bits):
+    """How many of the keys that begin with `prefix`, of so many bits, have each value in their next; int32 [B]."""
+    width = tl.minimum(32 - bits, BIN_BITS)
+    own = key >> (32 - bits - width)
+    here = live & (own >> width == prefix)
+    return tl.histogram((own - (prefix << width)).to(tl.int32, bitcast=True), BINS, mask=here)
 
 
 @triton.jit
-def _descend(count_B, prefix, left, step):
-    """The prefix with the next bits of the last key that is chosen, and how many keys of that prefix are."""
+def _descend(count_B, prefix, left, bits):
+    """The prefix with the next bits of the last key that is chosen.
+
+    Returns:
+        the prefix; how many of its keys are chosen; its bits; how many more must be looked at, 0 where all are chosen.
+    """
     # From the highest bin down; a bin is above the last chosen key while fewer than `left` lie in it and higher.
     from_top_B = tl.cumsum(count_B, 0, reverse=True)
     last = tl.sum((from_top_B >= left).to(tl.int32), 0) - 1
-    above = tl.sum(tl.where(tl.arange(0, BINS) > last, count_B, 0), 0)
-    width = tl.minimum(32 - BIN_BITS * step, BIN_BITS)
-    return (prefix << width) + last.to(tl.uint32), left - above
+    b = tl.arange(0, BINS)
+    left -= tl.sum(tl.where(b > last, count_B, 0), 0)
+    here = tl.sum(tl.where(b == last, count_B, 0), 0)
+    width = tl.minimum(32 - bits, BIN_BITS)
+    bits += width
+    return (prefix << width) + last.to(tl.uint32), left, bits, tl.where(here == left, 0, 32 - bits)
 
 
 @triton.jit
@@ -202,8 +212,8 @@ def _runs(key, live, threshold, left, above, equal, COUNT: tl.constexpr):
 
     Args:
         key, live: of a block of at most 2**15 places.
-        threshold: the last key that is chosen.
-        left: how many keys equal to it are, the lowest places first.
+        threshold: the last key that is chosen, or one below it and above all that are not.
+        left: of the keys equal to it, how many are, the lowest places first.
         above, equal: keys above the threshold and equal to it in the blocks before.
 
     Returns:

@@ -62,11 +62,11 @@ def compare_topk_forms(device: str, name: str, *, batches: Sequence[int] = BATCH
     """
     keys, top = TOPKS[name]
     for tokens in batches:
-        inputs = [
+        inputs: list[Any] = [
             [torch.randn(size, device=device) for size in ((tokens, 1, keys, 2),) * 2 + ((1, 2),) * 2 + ((2, 1, 2, 2),)]
             for _ in range(CALLS)
         ]
         seconds, peer = alternate(
-            [[partial(run, *one, top, top) for one in inputs] for run in (launch_topk, former_topk)]
+            [[partial(run, *one, row_topk=top, topk=top) for one in inputs] for run in (launch_topk, former_topk)]
         )
         yield Comparison(f"top-k of {name} / by sorts", tokens, seconds, peer, peer / seconds, 1.0)

@@ -132,7 +132,7 @@ def _launch_split(
     memory_lookup_kernel[tokens, groups, splits](
         *inputs, hits, *sizes, share, sums, **variant.constants, num_warps=variant.num_warps
     )
-    output = scores.new_empty((tokens, groups * value_dim))
+    output: torch.Tensor = scores.new_empty((tokens, groups * value_dim))
     adding = sum_variant(scores.dtype, value_dim=value_dim)
     memory_lookup_sum_kernel[tokens, groups](
         sums, splits, value_dim, output, **adding.constants, num_warps=adding.num_warps
