@@ -1,9 +1,9 @@
 """umv2::TuckerTopK on a GPU: one program retrieves the hits of one token and head.
 
 The highest of many scores are selected by radix: a histogram of 5 bits of the keys says in which of 32 bins the last
-one to be chosen lies, then of the next 5, until all keys of that bin are chosen, which takes seven times at the most. 32
-bins are a lane each, so that only the histogram itself makes warps meet. Nothing is sorted: a last histogram turns the
-running count of the chosen into their places, in ascending order.
+one to be chosen lies, then of the next 5, until all keys of that bin are chosen, which takes seven times at the most.
+32 bins are a lane each, so that only the histogram itself makes warps meet. Nothing is sorted: a last histogram turns
+the running count of the chosen into their places, in ascending order.
 
 Of equal scores the lowest address wins, and -0 equals +0. NaN ranks like -inf: it is returned only for want of numbers,
 and then with its score, NaN.

@@ -61,8 +61,8 @@ void check_sizes(const TopkCall& call) {
   within(call.heads, kMostAlongY, "the number of heads");
   within(call.node.row_topk, call.keys_per_side, "row_topk");
   within(call.node.topk, kMostSize, "topk");
-  product_of({call.keys_per_side, call.node.ranks}, "the scores of a side", kMostSize);
-  product_of({call.node.cores, call.heads, call.node.ranks, call.node.ranks}, "the cores", kMostSize);
+  product_of({call.keys_per_side, call.node.ranks}, "the number of scores of a side", kMostSize);
+  product_of({call.node.cores, call.heads, call.node.ranks, call.node.ranks}, "the size of the cores", kMostSize);
 }
 
 template <typename Call>
@@ -165,7 +165,7 @@ void enqueue_sum(const KernelPack& pack, const Splits& splits, const LookupCall&
 
 int64_t scratch_bytes(int64_t groups, int64_t value_dim) {
   // tokens * groups * splits < kSplitPrograms + tokens * groups, where tokens * groups < kSplitPrograms.
-  return groups >= kSplitPrograms ? 0 : product_of({2 * kSplitPrograms, value_dim, int64_t{sizeof(float)}}, "splits");
+  return groups >= kSplitPrograms ? 0 : product_of({2 * kSplitPrograms, value_dim, int64_t{sizeof(float)}}, "the size of the sums");
 }
 
 void prepare(const KernelPack& pack, const LookupCall& call) {

@@ -22,7 +22,7 @@ class MemoryLookup : public LookupSignature {
     const bool pre_values = attributes_.pre_value_dim > 0;
     require(!pre_values || inputs.query.type == inputs.scores.type, "query and scores must be of one element type");
     const int64_t width = product_of({attributes_.groups, inputs.value_dim}, "groups * the size of a value");
-    product_of({inputs.tokens, width}, "the output");
+    product_of({inputs.tokens, width}, "the size of the output");
     cuda::LookupCall call{};
     call.node = {element_type(inputs.scores.type, "scores"),
                  element_type(inputs.row_type, "rows"),

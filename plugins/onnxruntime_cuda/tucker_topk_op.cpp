@@ -19,7 +19,7 @@ class TuckerTopK : public TopkSignature {
   void compute(KernelContext* context) {
     const TopkInputs inputs = topk_inputs(api_, context, attributes_);
     const int64_t hits = product_of({inputs.heads, attributes_.topk}, "heads * topk");
-    product_of({inputs.tokens, hits, inputs.core_count}, "the scores");
+    product_of({inputs.tokens, hits, inputs.core_count}, "the number of scores");
     cuda::TopkCall call{};
     call.node = {element_type(inputs.row_scores.type, "scores"), inputs.ranks, inputs.core_count, attributes_.row_topk,
                  attributes_.topk};

@@ -81,7 +81,8 @@ class MemoryLookup {
   // For the sums of splits. Without inputs, as little as can be: then no hits are split.
   int64_t workspace_bytes(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t count) const {
     if (inputs == nullptr || count < 1 || inputs[count - 1].max.nbDims != 2) return 0;
-    return cuda::scratch_bytes(groups_, inputs[count - 1].max.d[1] - pre_value_dim_);
+    const int64_t width = inputs[count - 1].max.d[1];
+    return width > pre_value_dim_ ? cuda::scratch_bytes(groups_, width - pre_value_dim_) : 0;
   }
 
   cuda::LookupCall call(const nvinfer1::PluginTensorDesc* inputs, int32_t count) const {
@@ -104,11 +105,12 @@ class MemoryLookup {
       const Dims& scales = inputs[first_table()].dims;
       require(has_sizes(scales, {rows, 2}), "row_scales must be [", rows, ", 2], got ", scales);
     }
-    const int64_t value_dim = inputs[first].dims.d[1] - pre_value_dim_;
+    const int64_t width = inputs[first].dims.d[1];
+    const int64_t value_dim = within(width, 0, 2 * kMostOfAnAxis) ? width - pre_value_dim_ : 0;
     require(within(value_dim, 1) && value_dim % cores == 0, "rows ", inputs[first].dims,
             " do not split into a pre-value and C equal parts");
-    product_of({tokens, groups_, value_dim}, "the output");
-    product_of({tokens, indices.d[1], cores}, "the scores");
+    product_of({tokens, groups_, value_dim}, "the size of the output");
+    product_of({tokens, indices.d[1], cores}, "the number of scores");
     cuda::LookupCall call{};
     call.node = {element_type(types[1]),
                  element_type(inputs[first].type),

@@ -79,8 +79,8 @@ class TuckerTopK {
             "cores must be [C, H, R, R], got ", cores);
     require(row_topk_ <= keys, "row_topk ", row_topk_, " is not within the ", keys, " keys of a side");
     const int64_t hits = product_of({heads, topk_}, "heads * topk");
-    product_of({rows.d[0], hits, cores.d[0]}, "the scores");
-    product_of({rows.d[0], heads, keys, ranks}, "the scores of the keys");
+    product_of({rows.d[0], hits, cores.d[0]}, "the number of scores");
+    product_of({rows.d[0], heads, keys, ranks}, "the number of scores of keys");
     cuda::TopkCall call{};
     call.node = {element_type(inputs[0].type), ranks, cores.d[0], row_topk_, topk_};
     call.tokens = rows.d[0];

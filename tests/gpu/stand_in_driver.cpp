@@ -370,7 +370,10 @@ class Topk : public Launch {
     for (int64_t n = 0; n < keys_; ++n) {
       for (int r = 0; r < ranks_; ++r) merged[static_cast<size_t>(n)] += side[n * ranks_ + r] * weights[r];
     }
-    return best(merged, row_topk_);
+    // In the order of their numbers, so that cells come in the order of their addresses.
+    std::vector<int64_t> keys = best(merged, row_topk_);
+    std::sort(keys.begin(), keys.end());
+    return keys;
   }
 
   void retrieve(int64_t place, int64_t head, int64_t heads) const {

@@ -158,6 +158,17 @@ def test_the_plugins_answer_as_tensorrt_asks(case: str, build: Build) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_sizes_that_no_one_means_are_refused_before_anything_wraps_around(build: Build, tmp_path: Path) -> None:
+    sanitized = Build(tmp_path / "build", build.headers)
+    done = sanitized.make("umv2_tensorrt", "tensorrt_host_test", UMV2_SANITIZE="ON", CMAKE_CXX_FLAGS="-O1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = sanitized.host_test(
+        "fuzz", {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "runtime error" not in done.stderr
+
+
 # Loads the library into the registry of TensorRT-RTX, the only TensorRT that PyPI has whole, and asks a creator for a
 # plugin, then lets the parser ask for one whose activation is unknown. Of a node with sound attributes the parser of
 # TensorRT-RTX 1.7 ends the process once it has the plugin: networks there have no add_plugin_v3.
