@@ -165,7 +165,8 @@ void enqueue_sum(const KernelPack& pack, const Splits& splits, const LookupCall&
 
 int64_t scratch_bytes(int64_t groups, int64_t value_dim) {
   // tokens * groups * splits < kSplitPrograms + tokens * groups, where tokens * groups < kSplitPrograms.
-  return groups >= kSplitPrograms ? 0 : product_of({2 * kSplitPrograms, value_dim, int64_t{sizeof(float)}}, "the size of the sums");
+  if (groups >= kSplitPrograms) return 0;
+  return product_of({2 * kSplitPrograms, value_dim, int64_t{sizeof(float)}}, "the size of the sums");
 }
 
 void prepare(const KernelPack& pack, const LookupCall& call) {

@@ -62,11 +62,9 @@ def compare_topk_forms(device: str, name: str, *, batches: Sequence[int] = BATCH
     """
     keys, top = TOPKS[name]
     for tokens in batches:
-        inputs: list[Any] = [
-            [torch.randn(size, device=device) for size in ((tokens, 1, keys, 2),) * 2 + ((1, 2),) * 2 + ((2, 1, 2, 2),)]
-            for _ in range(CALLS)
+        shapes = ((tokens, 1, keys, 2), (tokens, 1, keys, 2), (1, 2), (1, 2), (2, 1, 2, 2))
+        calls: list[tuple[Any, ...]] = [
+            (*(torch.randn(shape, device=device) for shape in shapes), top, top) for _ in range(CALLS)
         ]
-        seconds, peer = alternate(
-            [[partial(run, *one, row_topk=top, topk=top) for one in inputs] for run in (launch_topk, former_topk)]
-        )
+        seconds, peer = alternate([[partial(run, *call) for call in calls] for run in (launch_topk, former_topk)])
         yield Comparison(f"top-k of {name} / by sorts", tokens, seconds, peer, peer / seconds, 1.0)

@@ -55,10 +55,8 @@ def test_former_kernels_compute_what_the_present_ones_do() -> None:
     ours = launch_lookup(indices, scores, None, query, None, [table], 8, "none", 50, 1)
     torch.testing.assert_close(former_lookup(indices, scores, query, table, 8), ours, rtol=1e-4, atol=1e-4)
     shapes = ((1, 1, 9, 2), (1, 1, 9, 2), (1, 2), (1, 2), (2, 1, 2, 2))
-    inputs: Any = [torch.randn(shape, device=device) for shape in shapes]
-    assert sorted(former_topk(*inputs, row_topk=3, topk=4)[0][0].tolist()) == sorted(
-        launch_topk(*inputs, row_topk=3, topk=4)[0][0].tolist()
-    )
+    inputs: tuple[Any, ...] = (*(torch.randn(shape, device=device) for shape in shapes), 3, 4)
+    assert sorted(former_topk(*inputs)[0][0].tolist()) == sorted(launch_topk(*inputs)[0][0].tolist())
 
 
 @without_gpu
