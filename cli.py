@@ -878,7 +878,7 @@ def kernels(
     )
     from umv2_export.gpu.variants import model_variants
     from umv2_export.progress import progress_bars
-    from umv2_export.report import print_kernels
+    from umv2_export.report import print_kernels, warn_of_spills
 
     check_target(output, force=force, inputs=[] if bundle is None else [bundle])
     require_triton()
@@ -894,6 +894,7 @@ def kernels(
         return
     with progress_bars() as track:
         compiled = build_kernels(output, variants, architectures, track, replace_target=force)
+    warn_of_spills(compiled)
     if as_json:
         print_json({"output": str(output), "kernels": [kernel.as_dict() for kernel in compiled]})
     else:

@@ -107,6 +107,18 @@ def print_kernels(folder: Path, kernels: Sequence["CompiledKernel"]) -> None:
     console.print(f"{folder}: {len(kernels)} kernels", highlight=False, markup=False)
 
 
+def warn_of_spills(kernels: Sequence["CompiledKernel"]) -> None:
+    """Say on stderr which kernels keep registers in memory: they compute the same, only slower."""
+    for kernel in kernels:
+        if kernel.spill_bytes:
+            _console(stderr=True).print(
+                f"warning: {kernel.name} for {kernel.compute_capability} spills {kernel.spill_bytes} bytes of registers"
+                " a thread: it may be slow",
+                highlight=False,
+                markup=False,
+            )
+
+
 def print_parity(report: ParityReport, reference: str, *, stderr: bool = False) -> None:
     """The checks as a table, notes below it, and the verdict."""
     console = _console(stderr=stderr)

@@ -81,7 +81,7 @@ Function Driver::function(Module module, const char* name, int shared_bytes) con
 
 void Driver::launch(Function function, Grid grid, unsigned threads, unsigned shared_bytes, Stream stream,
                     void** arguments) const {
-  check(launch_kernel_(function, grid.x, grid.y, 1, threads, 1, 1, shared_bytes, stream, arguments, nullptr),
+  check(launch_kernel_(function, grid.x, grid.y, grid.z, threads, 1, 1, shared_bytes, stream, arguments, nullptr),
         "launch a kernel");
 }
 

@@ -26,7 +26,7 @@ using Function = void*;
 using Stream = void*;
 
 struct Grid {
-  unsigned x, y;
+  unsigned x, y, z;
 };
 
 class Driver {

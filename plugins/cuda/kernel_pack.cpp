@@ -26,8 +26,8 @@ namespace umv2::cuda {
 namespace {
 
 constexpr char kMagic[] = "UMV2KERN";
-constexpr uint32_t kFormatVersion = 1;
-constexpr int32_t kLookup = 0, kTopk = 1;
+constexpr uint32_t kFormatVersion = 2;
+constexpr int32_t kLookup = 0, kTopk = 1, kSum = 2;
 
 // As many as an export cuts a table into.
 constexpr int32_t kMostShards = 1024;
@@ -95,9 +95,13 @@ bool KernelRecord::runs_on(ComputeCapability device) const {
 
 bool KernelRecord::serves(const LookupTraits& node) const {
   return op == kLookup && scores == node.scores && rows == node.rows && shards >= node.shards && cores == node.cores &&
-         (grouped != 0) == node.grouped && (pre_values != 0) == node.pre_values && (gelu != 0) == node.gelu &&
+         (grouped != 0) == node.grouped && (pre_values != 0) == node.pre_values && (gelu != 0) == node.gelu && (split != 0) == node.split &&
          node.pre_value_dim % divisor == 0 && node.value_dim % divisor == 0 &&
          (!node.pre_values || block_p >= node.pre_value_dim) && block_v >= node.value_dim;
+}
+
+bool KernelRecord::serves(const SumTraits& node) const {
+  return op == kSum && scores == node.scores && block_v >= node.value_dim;
 }
 
 bool KernelRecord::serves(const TopkTraits& node) const {
@@ -123,19 +127,28 @@ KernelPack::KernelPack(const uint8_t* bytes, size_t size, std::string source) : 
   for (const KernelRecord& record : records_) {
     require(record.offset <= size && record.size <= size - record.offset && record.offset % kAlignment == 0);
     require(std::memchr(record.entry, '\0', sizeof record.entry) != nullptr);
-    require(record.op == kTopk || (record.divisor > 0 && record.shards > 0 && record.shards <= kMostShards));
+    require(record.op != kLookup ||
+            (record.divisor > 0 && record.block_k > 0 && record.shards > 0 && record.shards <= kMostShards));
     require(record.threads > 0 && record.threads <= 1024 && record.shared_bytes >= 0);
   }
 }
 
 template <typename Traits>
-const KernelRecord& KernelPack::best(const Traits& node, ComputeCapability device) const {
+const KernelRecord* KernelPack::closest(const Traits& node, ComputeCapability device) const {
   const KernelRecord* found = nullptr;
   for (const KernelRecord& record : records_) {
     if (!record.runs_on(device) || !record.serves(node)) continue;
     if (found == nullptr || waste(record, device) < waste(*found, device)) found = &record;
   }
-  if (found != nullptr) return *found;
+  return found;
+}
+
+template const KernelRecord* KernelPack::closest(const LookupTraits& node, ComputeCapability device) const;
+template const KernelRecord* KernelPack::closest(const SumTraits& node, ComputeCapability device) const;
+
+template <typename Traits>
+const KernelRecord& KernelPack::best(const Traits& node, ComputeCapability device) const {
+  if (const KernelRecord* const found = closest(node, device)) return *found;
   std::ostringstream message;
   message << source_ << " holds no kernel for compute capability " << device.text() << " for a " << node
           << "; compile it: umv2-export kernels BUNDLE --compute-capability " << device.text() << " -o kernels";

@@ -20,6 +20,14 @@ struct LookupTraits {
   int64_t shards, cores;
   bool grouped, pre_values, gelu;
   int64_t pre_value_dim, value_dim;
+  // Programs share the hits of a token, and a further kernel adds what they sum.
+  bool split = false;
+};
+
+// The kernel that adds.
+struct SumTraits {
+  ElementType scores;
+  int64_t value_dim;
 };
 
 // The same of a TuckerTopK node.
@@ -33,12 +41,13 @@ struct KernelRecord {
   int32_t op, major, minor, one_architecture, threads, shared_bytes;
   ElementType scores, rows;
   int32_t shards, cores, grouped, pre_values, gelu, divisor, ranks, block_k, block_p, block_v, block_m;
-  int32_t unused;
+  int32_t split;
   char entry[64];
   uint64_t offset, size;
 
   bool runs_on(ComputeCapability device) const;
   bool serves(const LookupTraits& node) const;
+  bool serves(const SumTraits& node) const;
   bool serves(const TopkTraits& node) const;
 };
 static_assert(sizeof(KernelRecord) == 160);
@@ -53,9 +62,15 @@ class KernelPack {
   const KernelRecord& find(const LookupTraits& node, ComputeCapability device) const;
   const KernelRecord& find(const TopkTraits& node, ComputeCapability device) const;
 
+  // The same, but nullptr where there is none: a node can do without a lookup in splits and without a sum.
+  const KernelRecord* look_for(const LookupTraits& node, ComputeCapability device) const { return closest(node, device); }
+  const KernelRecord* look_for(const SumTraits& node, ComputeCapability device) const { return closest(node, device); }
+
   const void* cubin(const KernelRecord& record) const { return bytes_ + record.offset; }
 
  private:
+  template <typename Traits>
+  const KernelRecord* closest(const Traits& node, ComputeCapability device) const;
   template <typename Traits>
   const KernelRecord& best(const Traits& node, ComputeCapability device) const;
 

@@ -1,9 +1,13 @@
 #include "launch.h"
 
+#include <algorithm>
 #include <limits>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <utility>
+
+#include "checked.h"
 
 namespace umv2::cuda {
 namespace {
@@ -15,6 +19,11 @@ constexpr int64_t kMostAlongX = std::numeric_limits<int32_t>::max(), kMostAlongY
 constexpr int64_t kMostKeys = 46340;
 
 constexpr uintptr_t kAlignment = 16;
+
+constexpr int64_t kMostSize = std::numeric_limits<int32_t>::max();
+
+// As umv2_export/gpu/variants.py has it: programs from which a lookup is not split.
+constexpr int64_t kSplitPrograms = 528;
 
 // Modules stay loaded: nodes of one kind share them.
 Function loaded(const KernelPack& pack, const KernelRecord& record) {
@@ -37,15 +46,53 @@ int64_t within(int64_t value, int64_t most, const char* what) {
   return value;
 }
 
-const KernelRecord& chosen(const KernelPack& pack, const LookupCall& call) {
+// Kernels compute with sizes in 32 bits: what they multiply is checked here.
+void check_sizes(const LookupCall& call) {
   within(call.groups, kMostAlongY, "the number of groups");
+  within(call.hits, kMostSize, "the number of hits");
+  within(call.table_rows, kMostSize, "the number of rows");
+  within(call.rows_per_shard, kMostSize, "rows_per_shard");
+  within(call.node.pre_value_dim, kMostOfAnAxis, "pre_value_dim");
+  within(call.node.value_dim, kMostOfAnAxis, "the size of a value");
+}
+
+void check_sizes(const TopkCall& call) {
+  within(call.keys_per_side, kMostKeys, "the number of keys of a side");
+  within(call.heads, kMostAlongY, "the number of heads");
+  within(call.node.row_topk, call.keys_per_side, "row_topk");
+  within(call.node.topk, kMostSize, "topk");
+  product_of({call.keys_per_side, call.node.ranks}, "the number of scores of a side", kMostSize);
+  product_of({call.node.cores, call.heads, call.node.ranks, call.node.ranks}, "the size of the cores", kMostSize);
+}
+
+template <typename Call>
+const KernelRecord& chosen(const KernelPack& pack, const Call& call) {
+  check_sizes(call);
   return pack.find(call.node, Driver::instance().compute_capability());
 }
 
-const KernelRecord& chosen(const KernelPack& pack, const TopkCall& call) {
-  within(call.keys_per_side, kMostKeys, "the number of keys of a side");
-  within(call.heads, kMostAlongY, "the number of heads");
-  return pack.find(call.node, Driver::instance().compute_capability());
+// How the hits of a token are shared among programs: LookupVariant.shares of umv2_export/gpu/variants.py.
+struct Splits {
+  const KernelRecord *lookup, *sum;
+  int64_t count, share;
+};
+
+int64_t blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
+
+// Nothing where one program a token and group is enough, or where the pack has no kernels for it.
+std::optional<Splits> splits(const KernelPack& pack, const LookupCall& call) {
+  const int64_t programs = product_of({call.tokens, call.groups}, "tokens and groups");
+  if (programs == 0 || programs >= kSplitPrograms || call.hits == 0) return std::nullopt;
+  const ComputeCapability device = Driver::instance().compute_capability();
+  LookupTraits node = call.node;
+  node.split = true;
+  Splits found{pack.look_for(node, device), pack.look_for(SumTraits{node.scores, node.value_dim}, device), 0, 0};
+  if (found.lookup == nullptr || found.sum == nullptr) return std::nullopt;
+  const int64_t all = blocks(call.hits, found.lookup->block_k);
+  found.share = found.lookup->block_k * blocks(all, std::min(blocks(kSplitPrograms, programs), all));
+  found.count = blocks(call.hits, found.share);
+  if (found.count == 1 || found.share > kMostSize) return std::nullopt;
+  return found;
 }
 
 // Addresses of the arguments, as a launch takes them.
@@ -63,7 +110,7 @@ class Arguments {
     places_.push_back(&pointers_.back());
   }
   void size(int64_t value, const char* what) {
-    sizes_.push_back(static_cast<int32_t>(within(value, std::numeric_limits<int32_t>::max(), what)));
+    sizes_.push_back(static_cast<int32_t>(within(value, kMostSize, what)));
     places_.push_back(&sizes_.back());
   }
   void** places() { return places_.data(); }
@@ -74,23 +121,18 @@ class Arguments {
   std::vector<void*> places_;
 };
 
-void enqueue(const KernelPack& pack, const KernelRecord& record, int64_t along_x, int64_t along_y, Stream stream,
-             Arguments& arguments) {
+void enqueue(const KernelPack& pack, const KernelRecord& record, int64_t along_x, int64_t along_y, int64_t along_z,
+             Stream stream, Arguments& arguments) {
   const Grid grid{static_cast<unsigned>(within(along_x, kMostAlongX, "the number of tokens")),
-                  static_cast<unsigned>(along_y)};
+                  static_cast<unsigned>(along_y), static_cast<unsigned>(along_z)};
   Driver::instance().launch(loaded(pack, record), grid, static_cast<unsigned>(record.threads),
                             static_cast<unsigned>(record.shared_bytes), stream, arguments.places());
 }
 
-}  // namespace
-
-void prepare(const KernelPack& pack, const LookupCall& call) { loaded(pack, chosen(pack, call)); }
-void prepare(const KernelPack& pack, const TopkCall& call) { loaded(pack, chosen(pack, call)); }
-
-void launch(const KernelPack& pack, const LookupCall& call, Stream stream) {
-  if (call.tokens == 0) return;
-  const KernelRecord& record = chosen(pack, call);
-  Arguments arguments(static_cast<size_t>(record.shards) + 10);
+// Inputs, sizes, output; `share` of a lookup in splits.
+void enqueue_lookup(const KernelPack& pack, const KernelRecord& record, const LookupCall& call, void* output,
+                    const Splits* splits, Stream stream) {
+  Arguments arguments(static_cast<size_t>(record.shards) + 12);
   arguments.pointer(call.indices);
   arguments.pointer(call.scores);
   if (call.node.grouped) arguments.pointer(call.group);
@@ -101,11 +143,49 @@ void launch(const KernelPack& pack, const LookupCall& call, Stream stream) {
     arguments.pointer(static_cast<size_t>(s) < call.rows.size() ? call.rows[static_cast<size_t>(s)] : call.rows.back());
   }
   arguments.size(call.hits, "the number of hits");
+  arguments.size(call.table_rows, "the number of rows");
   arguments.size(call.rows_per_shard, "rows_per_shard");
   arguments.size(call.node.pre_value_dim, "pre_value_dim");
   arguments.size(call.node.value_dim, "the size of a value");
+  if (splits != nullptr) arguments.size(splits->share, "the hits of a split");
+  arguments.pointer(output);
+  enqueue(pack, record, call.tokens, call.groups, splits == nullptr ? 1 : splits->count, stream, arguments);
+}
+
+void enqueue_sum(const KernelPack& pack, const Splits& splits, const LookupCall& call, Stream stream) {
+  Arguments arguments(4);
+  arguments.pointer(call.scratch);
+  arguments.size(splits.count, "the number of splits");
+  arguments.size(call.node.value_dim, "the size of a value");
   arguments.pointer(call.output);
-  enqueue(pack, record, call.tokens, call.groups, stream, arguments);
+  enqueue(pack, *splits.sum, call.tokens, call.groups, 1, stream, arguments);
+}
+
+}  // namespace
+
+int64_t scratch_bytes(int64_t groups, int64_t value_dim) {
+  // tokens * groups * splits < kSplitPrograms + tokens * groups, where tokens * groups < kSplitPrograms.
+  if (groups >= kSplitPrograms) return 0;
+  return product_of({2 * kSplitPrograms, value_dim, int64_t{sizeof(float)}}, "the size of the sums");
+}
+
+void prepare(const KernelPack& pack, const LookupCall& call) {
+  loaded(pack, chosen(pack, call));
+  if (const auto found = splits(pack, call)) {
+    loaded(pack, *found->lookup);
+    loaded(pack, *found->sum);
+  }
+}
+
+void prepare(const KernelPack& pack, const TopkCall& call) { loaded(pack, chosen(pack, call)); }
+
+void launch(const KernelPack& pack, const LookupCall& call, Stream stream) {
+  if (call.tokens == 0) return;
+  const KernelRecord& whole = chosen(pack, call);
+  const auto found = call.scratch == nullptr ? std::nullopt : splits(pack, call);
+  if (!found) return enqueue_lookup(pack, whole, call, call.output, nullptr, stream);
+  enqueue_lookup(pack, *found->lookup, call, call.scratch, &*found, stream);
+  enqueue_sum(pack, *found, call, stream);
 }
 
 void launch(const KernelPack& pack, const TopkCall& call, Stream stream) {
@@ -118,7 +198,7 @@ void launch(const KernelPack& pack, const TopkCall& call, Stream stream) {
   arguments.size(call.node.topk, "topk");
   arguments.pointer(call.addresses);
   arguments.pointer(call.scores);
-  enqueue(pack, record, call.tokens, call.heads, stream, arguments);
+  enqueue(pack, record, call.tokens, call.heads, 1, stream, arguments);
 }
 
 }  // namespace umv2::cuda

@@ -10,11 +10,16 @@ namespace umv2::cuda {
 // A MemoryLookup node with its tensors, all in the memory of the device; inputs that its traits exclude are not read.
 struct LookupCall {
   LookupTraits node;
-  int64_t tokens, hits, rows_per_shard, groups;
+  int64_t tokens, hits, table_rows, rows_per_shard, groups;
   const void *indices, *scores, *group, *query, *row_scales;
   std::vector<const void*> rows;
   void* output;
+  // Of scratch_bytes() or more, or nullptr: then no hits are split.
+  void* scratch;
 };
+
+// What splits of a lookup take, whatever the number of tokens is: few tokens are split, many need no splits.
+int64_t scratch_bytes(int64_t groups, int64_t value_dim);
 
 struct TopkCall {
   TopkTraits node;

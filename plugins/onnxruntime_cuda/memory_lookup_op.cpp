@@ -1,5 +1,6 @@
 // umv2::MemoryLookup for ONNX Runtime on a GPU: enqueues the kernel that serves the node. Values of indices and groups are
 // not checked: reading them would wait for the device.
+#include "checked.h"
 #include "launch.h"
 #include "op_inputs.h"
 #include "ops.h"
@@ -20,6 +21,8 @@ class MemoryLookup : public LookupSignature {
     const LookupInputs inputs = lookup_inputs(api_, context, attributes_);
     const bool pre_values = attributes_.pre_value_dim > 0;
     require(!pre_values || inputs.query.type == inputs.scores.type, "query and scores must be of one element type");
+    const int64_t width = product_of({attributes_.groups, inputs.value_dim}, "groups * the size of a value");
+    product_of({inputs.tokens, width}, "the size of the output");
     cuda::LookupCall call{};
     call.node = {element_type(inputs.scores.type, "scores"),
                  element_type(inputs.row_type, "rows"),
@@ -32,6 +35,7 @@ class MemoryLookup : public LookupSignature {
                  inputs.value_dim};
     call.tokens = inputs.tokens;
     call.hits = inputs.hits;
+    call.table_rows = inputs.rows;
     call.rows_per_shard = attributes_.rows_per_shard;
     call.groups = attributes_.groups;
     call.indices = inputs.indices.data;
@@ -40,7 +44,7 @@ class MemoryLookup : public LookupSignature {
     call.query = inputs.query.data;
     call.row_scales = inputs.row_scales.data;
     call.rows = inputs.shards;
-    call.output = output<void>(api_, context, 0, {inputs.tokens, attributes_.groups * inputs.value_dim});
+    call.output = output<void>(api_, context, 0, {inputs.tokens, width});
     cuda::launch(pack_, call, stream_of(api_, context));
   }
 

@@ -1,4 +1,5 @@
 // umv2::TuckerTopK for ONNX Runtime on a GPU: enqueues the kernel that serves the node.
+#include "checked.h"
 #include "launch.h"
 #include "op_inputs.h"
 #include "ops.h"
@@ -17,7 +18,8 @@ class TuckerTopK : public TopkSignature {
 
   void compute(KernelContext* context) {
     const TopkInputs inputs = topk_inputs(api_, context, attributes_);
-    const int64_t hits = inputs.heads * attributes_.topk;
+    const int64_t hits = product_of({inputs.heads, attributes_.topk}, "heads * topk");
+    product_of({inputs.tokens, hits, inputs.core_count}, "the number of scores");
     cuda::TopkCall call{};
     call.node = {element_type(inputs.row_scores.type, "scores"), inputs.ranks, inputs.core_count, attributes_.row_topk,
                  attributes_.topk};

@@ -1,4 +1,5 @@
 // umv2::MemoryLookup for TensorRT: finds its inputs by the attributes; shapes and dtypes; the kernel does the rest.
+#include "checked.h"
 #include "creators.h"
 #include "plugin.h"
 
@@ -27,11 +28,11 @@ class MemoryLookup {
       : pre_value_dim_(fields.integer("pre_value_dim")),
         activation_(fields.text("activation")),
         rows_per_shard_(fields.integer("rows_per_shard")),
-        groups_(fields.integer("groups")) {
+        groups_(fields.integer("groups", 1)) {
     require(activation_ == "none" || activation_ == "gelu", "activation must be none or gelu, got ", activation_);
-    require(pre_value_dim_ >= 0, "pre_value_dim must be 0 or more, got ", pre_value_dim_);
+    require(within(pre_value_dim_, 0), "pre_value_dim must be from 0 to ", kMostOfAnAxis, ", got ", pre_value_dim_);
     require(rows_per_shard_ >= 1, "rows_per_shard must be 1 or more, got ", rows_per_shard_);
-    require(groups_ >= 1, "groups must be 1 or more, got ", groups_);
+    require(within(groups_, 1), "groups must be from 1 to ", kMostOfAnAxis, ", got ", groups_);
   }
 
   std::vector<PluginField> fields() const {
@@ -59,8 +60,9 @@ class MemoryLookup {
     }
     // The last input is a shard, whether row_scales are given or not.
     const auto* width = inputs[count - 1].d[1];
-    require(!width->isConstant() || width->getConstantValue() > pre_value_dim_, "rows of ", width->getConstantValue(),
-            " elements hold no value beside a pre-value of ", pre_value_dim_);
+    require(!width->isConstant() || within(width->getConstantValue(), int64_t{pre_value_dim_} + 1), "rows of ",
+            width->getConstantValue(), " elements hold no value beside a pre-value of ", pre_value_dim_,
+            ", or are longer than ", kMostOfAnAxis);
     const auto* value_dim = build.operation(DimensionOperation::kSUB, *width, *build.constant(pre_value_dim_));
     outputs[0] = {2,
                   {inputs[0].d[0], build.operation(DimensionOperation::kPROD, *value_dim, *build.constant(groups_))}};
@@ -74,6 +76,13 @@ class MemoryLookup {
     if (position < table || position == inputs) return type == tensors[1].desc.type;
     if (position == table + 1 && type == DataType::kINT8) return may_be_scales(tensors[table].desc);
     return type == tensors[position == table + 1 ? table : table + 1].desc.type;
+  }
+
+  // For the sums of splits. Without inputs, as little as can be: then no hits are split.
+  int64_t workspace_bytes(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t count) const {
+    if (inputs == nullptr || count < 1 || inputs[count - 1].max.nbDims != 2) return 0;
+    const int64_t width = inputs[count - 1].max.d[1];
+    return width > pre_value_dim_ ? cuda::scratch_bytes(groups_, width - pre_value_dim_) : 0;
   }
 
   cuda::LookupCall call(const nvinfer1::PluginTensorDesc* inputs, int32_t count) const {
@@ -96,9 +105,12 @@ class MemoryLookup {
       const Dims& scales = inputs[first_table()].dims;
       require(has_sizes(scales, {rows, 2}), "row_scales must be [", rows, ", 2], got ", scales);
     }
-    const int64_t value_dim = inputs[first].dims.d[1] - pre_value_dim_;
-    require(value_dim > 0 && value_dim % cores == 0, "rows ", inputs[first].dims,
+    const int64_t width = inputs[first].dims.d[1];
+    const int64_t value_dim = within(width, 0, 2 * kMostOfAnAxis) ? width - pre_value_dim_ : 0;
+    require(within(value_dim, 1) && value_dim % cores == 0, "rows ", inputs[first].dims,
             " do not split into a pre-value and C equal parts");
+    product_of({tokens, groups_, value_dim}, "the size of the output");
+    product_of({tokens, indices.d[1], cores}, "the number of scores");
     cuda::LookupCall call{};
     call.node = {element_type(types[1]),
                  element_type(inputs[first].type),
@@ -111,12 +123,13 @@ class MemoryLookup {
                  value_dim};
     call.tokens = tokens;
     call.hits = indices.d[1];
+    call.table_rows = rows;
     call.rows_per_shard = rows_per_shard_;
     call.groups = groups_;
     return call;
   }
 
-  void bind(cuda::LookupCall& call, const void* const* inputs, void* const* outputs) const {
+  void bind(cuda::LookupCall& call, const void* const* inputs, void* const* outputs, void* workspace) const {
     call.indices = *inputs++;
     call.scores = *inputs++;
     if (call.node.grouped) call.group = *inputs++;
@@ -124,6 +137,7 @@ class MemoryLookup {
     if (call.node.rows == cuda::ElementType::kInt8) call.row_scales = *inputs++;
     call.rows.assign(inputs, inputs + call.node.shards);
     call.output = outputs[0];
+    call.scratch = cuda::scratch_bytes(groups_, call.node.value_dim) > 0 ? workspace : nullptr;
   }
 
  private:

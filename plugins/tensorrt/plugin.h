@@ -1,7 +1,7 @@
 // What both plugins and their creators answer alike.
 //
 // An op has: a constructor (const Fields&), kName, kOutputs, field_names(), fields(), output_types(), output_shapes(),
-// supports(), call() and bind(), which may throw.
+// supports(), workspace_bytes(), call() and bind(), which may throw.
 #pragma once
 
 #include <memory>
@@ -63,6 +63,13 @@ class Plugin final : public nvinfer1::IPluginV3,
                           int32_t) noexcept override {
     return 0;
   }
+  // Asked for with the largest shapes.
+  size_t getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t count,
+                          const nvinfer1::DynamicPluginTensorDesc*, int32_t) const noexcept override {
+    int64_t bytes = 0;
+    guarded(Op::kName, [&] { bytes = op_.workspace_bytes(inputs, count); });
+    return static_cast<size_t>(bytes);
+  }
   // The same attributes make the same plugin, so that one timing serves all layers.
   const char* getTimingCacheID() noexcept override { return identity_.c_str(); }
   const char* getMetadataString() noexcept override { return identity_.c_str(); }
@@ -78,10 +85,11 @@ class Plugin final : public nvinfer1::IPluginV3,
     });
   }
   int32_t enqueue(const nvinfer1::PluginTensorDesc* input_descs, const nvinfer1::PluginTensorDesc*,
-                  const void* const* inputs, void* const* outputs, void*, cudaStream_t stream) noexcept override {
+                  const void* const* inputs, void* const* outputs, void* workspace,
+                  cudaStream_t stream) noexcept override {
     return guarded(Op::kName, [&] {
       auto call = op_.call(input_descs, input_count_);
-      op_.bind(call, inputs, outputs);
+      op_.bind(call, inputs, outputs, workspace);
       cuda::launch(*pack_, call, stream);
     });
   }

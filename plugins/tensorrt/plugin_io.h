@@ -59,11 +59,15 @@ class Fields {
 
   // The ONNX parser writes integers in the type that the creator names, others write 64 bits.
   int32_t integer(const char* name) const;
-  // With or without a terminating zero.
+  // The same, of an attribute that may be left out.
+  int32_t integer(const char* name, int32_t otherwise) const;
+  // Without the zero that the ONNX parser counts as part of it; what is serialised has none.
   std::string text(const char* name) const;
 
  private:
-  const nvinfer1::PluginField& find(const char* name) const;
+  // nullptr where there is none.
+  const nvinfer1::PluginField* find(const char* name) const;
+  const nvinfer1::PluginField& get(const char* name) const;
 
   const nvinfer1::PluginFieldCollection* collection_;
 };

@@ -208,14 +208,23 @@ class _Plugin:
                 shards = [tensor for name, tensor in tensors.items() if name.startswith("rows_")]
                 arguments = [tensors.get(name) for name in ("indices", "scores", "group", "query", "row_scales")]
                 arguments.append(shards)
-            arguments += [values[name] for name in self.attributes]
-            results = launch_topk(*arguments) if self.call is TopkCall else [launch_lookup(*arguments)]
+            attributes = self._given(values)
+            results = (
+                launch_topk(*arguments, **attributes)
+                if self.call is TopkCall
+                else [launch_lookup(*arguments, **attributes)]
+            )
             for output, result in zip(values["outputs"], results, strict=True):
                 torch.as_tensor(output, device="cuda").copy_(result)
 
     def _node(self, values: dict[str, Any], dtypes: dict[str, str]) -> TopkCall | LookupCall:
-        attributes = {name: values[name] for name in self.attributes}
-        return self.call({name: values[name].shape_expr for name in self.inputs}, dtypes, **attributes)
+        return self.call({name: values[name].shape_expr for name in self.inputs}, dtypes, **self._given(values))
+
+    def _given(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The attributes of a node; what it leaves out is not among them."""
+        given = {name: values[name] for name in self.attributes if name in values}
+        # The parser counts the zero behind a C string as part of it, and TensorRT decodes both.
+        return {name: value.rstrip("\0") if isinstance(value, str) else value for name, value in given.items()}
 
     def _dtype(self, description: TensorDescription) -> str:
         for name, element in _DTYPES.items():

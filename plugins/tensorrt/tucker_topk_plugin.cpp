@@ -1,4 +1,5 @@
 // umv2::TuckerTopK for TensorRT: shapes and dtypes; the kernel does the rest.
+#include "checked.h"
 #include "creators.h"
 #include "plugin.h"
 
@@ -21,7 +22,9 @@ class TuckerTopK {
   }
 
   explicit TuckerTopK(const Fields& fields) : row_topk_(fields.integer("row_topk")), topk_(fields.integer("topk")) {
-    require(row_topk_ >= 1, "row_topk must be 1 or more, got ", row_topk_);
+    // Cells of the grid are counted in 32 bits.
+    constexpr int64_t kMost = int64_t{1} << 15;
+    require(within(row_topk_, 1, kMost), "row_topk must be from 1 to ", kMost, ", got ", row_topk_);
     require(topk_ >= 1 && topk_ <= int64_t{row_topk_} * row_topk_, "topk must be from 1 to row_topk * row_topk, got ",
             topk_);
   }
@@ -62,6 +65,8 @@ class TuckerTopK {
     return type == tensors[0].desc.type;
   }
 
+  int64_t workspace_bytes(const nvinfer1::DynamicPluginTensorDesc*, int32_t) const { return 0; }
+
   cuda::TopkCall call(const nvinfer1::PluginTensorDesc* inputs, int32_t count) const {
     require(count == kInputs, "5 inputs expected, got ", count);
     const Dims &rows = inputs[0].dims, &cols = inputs[1].dims, &u = inputs[2].dims, &v = inputs[3].dims,
@@ -73,6 +78,9 @@ class TuckerTopK {
     require(cores.nbDims == 4 && cores.d[0] > 0 && has_sizes(cores, {cores.d[0], heads, ranks, ranks}),
             "cores must be [C, H, R, R], got ", cores);
     require(row_topk_ <= keys, "row_topk ", row_topk_, " is not within the ", keys, " keys of a side");
+    const int64_t hits = product_of({heads, topk_}, "heads * topk");
+    product_of({rows.d[0], hits, cores.d[0]}, "the number of scores");
+    product_of({rows.d[0], heads, keys, ranks}, "the number of scores of keys");
     cuda::TopkCall call{};
     call.node = {element_type(inputs[0].type), ranks, cores.d[0], row_topk_, topk_};
     call.tokens = rows.d[0];
@@ -81,7 +89,7 @@ class TuckerTopK {
     return call;
   }
 
-  void bind(cuda::TopkCall& call, const void* const* inputs, void* const* outputs) const {
+  void bind(cuda::TopkCall& call, const void* const* inputs, void* const* outputs, void*) const {
     call.row_scores = inputs[0];
     call.col_scores = inputs[1];
     call.u = inputs[2];

@@ -63,12 +63,12 @@ def count(tokens: int) -> Count:
 
 
 def bytes_read(lines: Sequence[str]) -> int:
-    """The metric in ncu's table, which follows what the program printed."""
+    """The metric in ncu's table, which follows what the program printed; of a lookup in splits, of both kernels."""
     start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     values = [row["Metric Value"] for row in csv.DictReader(lines[start:]) if row["Metric Name"] == METRIC]
-    if len(values) != 1:
-        raise CheckFailed(f"ncu names {METRIC} {len(values)} times, where one kernel was run")
-    return round(float(values[0].replace(",", "")))
+    if not 1 <= len(values) <= 2:
+        raise CheckFailed(f"ncu names {METRIC} {len(values)} times, where one lookup was run")
+    return round(sum(float(value.replace(",", "")) for value in values))
 
 
 def main(tokens: int) -> None:

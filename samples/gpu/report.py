@@ -9,7 +9,7 @@ import datetime
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -17,6 +17,7 @@ import torch
 
 from samples.gpu import dram
 from samples.gpu.contenders import Comparison, compare_layers, compare_lookups
+from samples.gpu.forms import LOOKUPS, compare_lookup_forms, compare_topk_forms
 from umv2_export import __version__
 from umv2_export.errors import CheckFailed, EnvironmentUnfit, Umv2Error
 from umv2_export.presets import PRESETS
@@ -49,6 +50,7 @@ def main(output: Path) -> None:
     counts, counted = count_bytes()
     parts = [compare_table(dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)]
     parts.append(compare_all_layers())
+    parts += [compare_forms(name) for name in LOOKUPS]
     output.write_text(page(card(), tests, counts, [text for text, _ in parts]), encoding="utf-8")
     click.echo(f"wrote {output}")
     sys.exit(0 if passed and counted and all(measured for _, measured in parts) else 1)
@@ -106,6 +108,18 @@ def compare_table(dtype: torch.dtype) -> tuple[str, bool]:
 def compare_all_layers() -> tuple[str, bool]:
     """Memory layers against experts."""
     return measured(lambda: compare_layers(PRESETS["umv2-227m-1.2b"], PRESETS["olmoe-227m-1.2b"], "cuda"), "layers")
+
+
+def compare_forms(name: str) -> tuple[str, bool]:
+    """Our kernels of a published model against the forms that they took the place of."""
+    width = sum(LOOKUPS[name][:2])
+    rows = TABLE_BYTES // (width * torch.bfloat16.itemsize)
+
+    def compare() -> Iterator[Comparison]:
+        yield from compare_lookup_forms(torch.empty(rows, width, dtype=torch.bfloat16, device="cuda").normal_(), name)
+        yield from compare_topk_forms("cuda", name)
+
+    return measured(compare, f"forms of {name}")
 
 
 def measured(compare: Callable[[], Iterable[Comparison]], what: str) -> tuple[str, bool]:

@@ -24,10 +24,13 @@ from umv2_export.errors import BuildFailed, EnvironmentUnfit, Unsupported
 
 Exported = Callable[..., tuple[Path, dict[str, Any]]]
 
-# Registers a creator for MemoryLookup in the namespace named first, then parses the graph named second.
+# Registers a creator for MemoryLookup in the namespace named first, then parses the graph named second. What the parser
+# hands to it goes, decoded as TensorRT's own Python layer decodes it, into the plugin of ours that makes outputs.
 PLUGIN_CREATOR = """
 import sys
+from pathlib import Path
 import tensorrt_rtx as trt
+from tests.plugins.tensorrt_plugin_api import DataType, Expression, TensorDesc, stand_in
 
 class Creator(trt.IPluginCreatorV3One):
     def __init__(self):
@@ -35,10 +38,28 @@ class Creator(trt.IPluginCreatorV3One):
         self.name, self.plugin_version, self.plugin_namespace = "MemoryLookup", "1", sys.argv[1]
         names = ("pre_value_dim", "rows_per_shard", "groups")
         fields = [trt.PluginField(name, b"", trt.PluginFieldType.INT32) for name in names]
+        fields.append(trt.PluginField("activation", b"", trt.PluginFieldType.CHAR))
         self.field_names = trt.PluginFieldCollection(fields)
 
     def create_plugin(self, name, fields, phase):
         print("creator reached with", *sorted(field.name for field in fields), flush=True)
+        found = {}
+        for field in fields:
+            if field.type == trt.PluginFieldType.CHAR:
+                print("creator got", field.name, field.data.tobytes(), flush=True)
+                found[field.name] = field.data.tobytes().decode("utf-8")
+            else:
+                found[field.name] = int(field.data[0])
+        sys.modules["tensorrt"], sys.modules["tensorrt.plugin"], plugins = stand_in()
+        from umv2_export.plugins.tensorrt.quick import register_plugins
+        from tests.gpu.made_up import made_up_folder
+        names = ["indices", "scores", "query", "rows_0"]
+        register_plugins(made_up_folder(Path(sys.argv[3]), []), allow_jit=True, lookup_inputs=names)
+        width = found["pre_value_dim"] + 40
+        shapes = ((3, 8), (3, 8, 2), (3, 6), (9, width))
+        inputs = [TensorDesc([Expression(size) for size in shape], DataType.FLOAT) for shape in shapes]
+        output = plugins["umv2::MemoryLookup"].raw["register"](*inputs, **found)
+        print("creator made", [axis.at({}) for axis in output.shape_expr], flush=True)
 
 creator, logger = Creator(), trt.Logger()
 assert trt.get_plugin_registry().register_creator(creator, sys.argv[1])
@@ -224,14 +245,22 @@ def test_what_the_builder_says_of_a_graph_reaches_the_user(exported: Exported, t
 @pytest.mark.parametrize(
     ("namespace", "marks"),
     [
-        ("umv2", ["creator reached with groups pre_value_dim rows_per_shard", "parsed False"]),
+        (
+            "umv2",
+            [
+                "creator reached with activation groups pre_value_dim rows_per_shard",
+                r"creator got activation b'none\x00'",
+                "creator made [3, 40]",
+                "parsed False",
+            ],
+        ),
         ("other", ["parsed True"]),
     ],
 )
-def test_the_parser_looks_for_a_plugin_in_the_namespace_that_the_node_names(
-    namespace: str, marks: list[str], exported: Exported
+def test_the_parser_finds_a_plugin_by_its_namespace_and_ends_strings_with_a_zero_that_the_plugin_takes_off(
+    namespace: str, marks: list[str], exported: Exported, tmp_path: Path
 ) -> None:
     graph = exported("v2_shared_ring")[0] / "model.onnx"
-    command = [sys.executable, "-c", PLUGIN_CREATOR, namespace, str(graph)]
+    command = [sys.executable, "-c", PLUGIN_CREATOR, namespace, str(graph), str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert [line for line in result.stdout.splitlines() if line.startswith(("creator", "parsed"))] == marks

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from umv2_export.gpu.index import CompiledKernel, read_index
-from umv2_export.gpu.variants import LookupVariant
+from umv2_export.gpu.variants import LookupVariant, SumVariant
 
 __all__ = ["build_stand_in", "stand_in_environment", "write_kernels"]
 
@@ -68,9 +68,11 @@ def _facts(kernel: CompiledKernel) -> str:
     if isinstance(variant, LookupVariant):
         computed = variant.scores_dtype == torch.float32 and variant.rows_dtype in (torch.float32, torch.int8)
         facts += [variant.divisor, variant.shards, variant.cores, 0, variant.grouped, variant.pre_values]
-        facts += [variant.rows_dtype == torch.int8, variant.gelu, computed]
+        facts += [variant.rows_dtype == torch.int8, variant.gelu, variant.split, computed]
+    elif isinstance(variant, SumVariant):
+        facts += [1, *[0] * 8, variant.scores_dtype == torch.float32]
     else:
-        facts += [1, 0, variant.cores, variant.ranks, False, False, False, False, variant.scores_dtype == torch.float32]
+        facts += [1, 0, variant.cores, variant.ranks, *[0] * 5, variant.scores_dtype == torch.float32]
     return " ".join(str(int(fact) if isinstance(fact, bool) else fact) for fact in facts)
 
 

@@ -74,7 +74,7 @@ struct Kernel {
   std::string op;
   unsigned threads = 0, shared_bytes = 0;
   int divisor = 1, shards = 0, cores = 0, ranks = 0;
-  bool grouped = false, pre_values = false, int8_rows = false, gelu = false, computed = false;
+  bool grouped = false, pre_values = false, int8_rows = false, gelu = false, split = false, computed = false;
 };
 
 struct Function {
@@ -148,7 +148,7 @@ const std::map<uint64_t, Kernel>& known_kernels() {
     Kernel kernel;
     while (file >> std::hex >> key >> std::dec >> kernel.op >> kernel.threads >> kernel.shared_bytes >> kernel.divisor >>
            kernel.shards >> kernel.cores >> kernel.ranks >> kernel.grouped >> kernel.pre_values >> kernel.int8_rows >>
-           kernel.gelu >> kernel.computed) {
+           kernel.gelu >> kernel.split >> kernel.computed) {
       read[key] = kernel;
     }
     return read;
@@ -243,7 +243,7 @@ class Arguments {
 class Launch {
  public:
   virtual ~Launch() = default;
-  virtual void compute(int64_t tokens, int64_t programs) const = 0;
+  virtual void compute(int64_t tokens, int64_t programs, int64_t splits) const = 0;
 };
 
 // See umv2_export/ops/memory_lookup.py.
@@ -256,24 +256,25 @@ class Lookup : public Launch {
     if (kernel.pre_values) query_ = arguments.pointer<const float>();
     if (kernel.int8_rows) row_scales_ = arguments.pointer<const float>();
     for (int s = 0; s < kernel.shards; ++s) rows_.push_back(arguments.pointer<const void>());
-    hits_ = arguments.size();
+    hits_ = share_ = arguments.size();
+    table_rows_ = arguments.size();
     rows_per_shard_ = arguments.size();
     pre_value_dim_ = arguments.divided_size();
     value_dim_ = arguments.divided_size();
+    if (kernel.split) share_ = arguments.size();
     output_ = arguments.pointer<float>();
   }
 
-  void compute(int64_t tokens, int64_t groups) const override {
-    for (int64_t t = 0; t < tokens; ++t) {
-      for (int64_t g = 0; g < groups; ++g) {
-        std::vector<double> sum(static_cast<size_t>(value_dim_));
-        for (int64_t k = t * hits_; k < (t + 1) * hits_; ++k) {
-          if (group_ == nullptr || group_[k] == g) add(t, k, sum);
-        }
-        for (int64_t v = 0; v < value_dim_; ++v) {
-          output_[(t * groups + g) * value_dim_ + v] = static_cast<float>(sum[static_cast<size_t>(v)]);
-        }
+  void compute(int64_t tokens, int64_t groups, int64_t splits) const override {
+    for (int64_t place = 0; place < tokens * groups * splits; ++place) {
+      const int64_t s = place % splits, g = place / splits % groups, t = place / splits / groups;
+      std::vector<double> sum(static_cast<size_t>(value_dim_));
+      for (int64_t k = s * share_; k < std::min((s + 1) * share_, hits_); ++k) {
+        const int64_t hit = t * hits_ + k;
+        const bool there = indices_[hit] >= 0 && indices_[hit] < table_rows_;
+        if (there && (group_ == nullptr || group_[hit] == g)) add(t, hit, sum);
       }
+      for (int64_t v = 0; v < value_dim_; ++v) output_[place * value_dim_ + v] = static_cast<float>(sum[static_cast<size_t>(v)]);
     }
   }
 
@@ -304,7 +305,33 @@ class Lookup : public Launch {
   const int64_t *indices_, *group_ = nullptr;
   const float *scores_, *query_ = nullptr, *row_scales_ = nullptr;
   std::vector<const void*> rows_;
-  int64_t hits_, rows_per_shard_, pre_value_dim_, value_dim_;
+  int64_t hits_, share_, table_rows_, rows_per_shard_, pre_value_dim_, value_dim_;
+  float* output_;
+};
+
+// Adds the splits of a lookup.
+class Sum : public Launch {
+ public:
+  explicit Sum(Arguments& arguments) {
+    sums_ = arguments.pointer<const float>();
+    splits_ = arguments.size();
+    value_dim_ = arguments.size();
+    output_ = arguments.pointer<float>();
+  }
+
+  void compute(int64_t tokens, int64_t groups, int64_t) const override {
+    for (int64_t place = 0; place < tokens * groups; ++place) {
+      for (int64_t v = 0; v < value_dim_; ++v) {
+        double sum = 0;
+        for (int64_t s = 0; s < splits_; ++s) sum += sums_[(place * splits_ + s) * value_dim_ + v];
+        output_[place * value_dim_ + v] = static_cast<float>(sum);
+      }
+    }
+  }
+
+ private:
+  const float* sums_;
+  int64_t splits_, value_dim_;
   float* output_;
 };
 
@@ -320,7 +347,7 @@ class Topk : public Launch {
     scores_ = arguments.pointer<float>();
   }
 
-  void compute(int64_t tokens, int64_t heads) const override {
+  void compute(int64_t tokens, int64_t heads, int64_t) const override {
     for (int64_t t = 0; t < tokens; ++t) {
       for (int64_t h = 0; h < heads; ++h) retrieve(t * heads + h, h, heads);
     }
@@ -343,7 +370,10 @@ class Topk : public Launch {
     for (int64_t n = 0; n < keys_; ++n) {
       for (int r = 0; r < ranks_; ++r) merged[static_cast<size_t>(n)] += side[n * ranks_ + r] * weights[r];
     }
-    return best(merged, row_topk_);
+    // In the order of their numbers, so that cells come in the order of their addresses.
+    std::vector<int64_t> keys = best(merged, row_topk_);
+    std::sort(keys.begin(), keys.end());
+    return keys;
   }
 
   void retrieve(int64_t place, int64_t head, int64_t heads) const {
@@ -572,7 +602,8 @@ Result cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned g
     return kNotSupported;
   }
   const Dim grid{grid_x, grid_y, grid_z}, block{block_x, block_y, block_z};
-  const bool has_programs = grid.x > 0 && grid.y > 0 && grid.y <= 65535 && grid.z == 1;
+  const bool has_programs = grid.x > 0 && grid.y > 0 && grid.y <= 65535 && grid.z > 0 &&
+                            grid.z <= (kernel.split ? 65535 : 1);
   const bool has_threads = block.x == kernel.threads && block.y == 1 && block.z == 1;
   const bool has_memory = shared_bytes >= kernel.shared_bytes && shared_bytes <= function.granted_bytes;
   if (!has_programs || !has_threads || !has_memory || places == nullptr || extra != nullptr) return kInvalidValue;
@@ -580,6 +611,8 @@ Result cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned g
   std::unique_ptr<Launch> launch;
   if (kernel.op == "MemoryLookup") {
     launch = std::make_unique<Lookup>(kernel, arguments);
+  } else if (kernel.op == "MemoryLookupSum") {
+    launch = std::make_unique<Sum>(arguments);
   } else {
     launch = std::make_unique<Topk>(kernel, arguments);
   }
@@ -587,7 +620,7 @@ Result cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned g
   if (arguments.result() != kSuccess) {
     failed_launch = arguments.result();
   } else {
-    launch->compute(grid.x, grid.y);
+    launch->compute(grid.x, grid.y, grid.z);
   }
   return kSuccess;
 }

@@ -54,8 +54,7 @@ def _write(folder: Path, variant: Variant, capability: str, image_capability: st
         op=variant.op,
         variant=plain_variant(variant),
         compute_capability=capability,
-        # Code of these targets runs on one architecture alone.
-        target=target + ("a" if capability in ("9.0", "10.0", "12.0") else ""),
+        target=target,
         entry=entry,
         arguments=[asdict(argument) for argument in variant.arguments],
         grid=variant.grid,

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from tests.command import run_command
+from tests.gpu.made_up import lookup, made_up_folder
 from umv2_export.errors import BuildFailed, EnvironmentUnfit
 from umv2_export.gpu import ahead_of_time
 from umv2_export.gpu.ahead_of_time import (
@@ -20,28 +22,50 @@ from umv2_export.gpu.ahead_of_time import (
     INDEX_FILE,
     _without_scratch,
     build_kernels,
+    compiled_for,
     compiler_processes,
 )
+from umv2_export.gpu.index import read_index
 from umv2_export.gpu.pack import PACK_FILE
-from umv2_export.gpu.variants import LookupVariant, TopkVariant, Variant, lookup_variant, topk_variant
+from umv2_export.gpu.variants import (
+    LookupVariant,
+    TopkVariant,
+    Variant,
+    lookup_variant,
+    sum_variant,
+    topk_variant,
+)
 
-# Architectures on which blocks of 1024 cells spilled registers, by the top-k of the published models.
-TOPK_BUILDS = {32: ["8.6", "12.0"], 128: ["8.0", "10.0"]}
+# Architectures on which ptxas spilled some bytes of the top-k until it was told that one program is enough.
+TOPK_BUILDS = {32: ["9.0", "12.0"], 128: ["8.6", "9.0"]}
+
+# Of lookups in splits, which differ from the others in their sizes alone.
+SPLIT_ARCHITECTURES = ["8.6", "9.0", "12.0"]
 
 SCORES = {torch.float32: (torch.float32, torch.int8), torch.bfloat16: (torch.bfloat16,)}
 
 
-def lookups() -> list[LookupVariant]:
+def lookups(*, split: bool = False) -> list[LookupVariant]:
     """Of the published sizes, and one of rows that no 16 bytes divide."""
     sizes = [(192, 192), (384, 768)]
     variants = [
-        lookup_variant(scores, rows, shards=1, cores=2, grouped=False, pre_value_dim=p, value_dim=v, gelu=False)
+        lookup_variant(
+            scores, rows, shards=1, cores=2, grouped=False, pre_value_dim=p, value_dim=v, gelu=False, split=split
+        )
         for scores, row_dtypes in SCORES.items()
         for rows in row_dtypes
         for p, v in sizes
     ]
     odd = lookup_variant(
-        torch.float32, torch.float32, shards=3, cores=1, grouped=True, pre_value_dim=0, value_dim=33, gelu=False
+        torch.float32,
+        torch.float32,
+        shards=3,
+        cores=1,
+        grouped=True,
+        pre_value_dim=0,
+        value_dim=33,
+        gelu=False,
+        split=split,
     )
     return [*variants, odd]
 
@@ -51,11 +75,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
     """Every lookup for every architecture; the top-k, which takes 10 s to compile, for those that spilled."""
     folder = tmp_path_factory.mktemp("kernels")
     build_kernels(folder / "lookup", lookups(), list(ARCHITECTURES))
+    build_kernels(
+        folder / "split", [*lookups(split=True), sum_variant(torch.float32, value_dim=768)], SPLIT_ARCHITECTURES
+    )
     for size, architectures in TOPK_BUILDS.items():
         topk = topk_variant(torch.float32, ranks=2, cores=2, row_topk=size, topk=size)
         build_kernels(folder / f"top{size}", [topk], architectures)
     entries = []
-    for name in ("lookup", *(f"top{size}" for size in TOPK_BUILDS)):
+    for name in ("lookup", "split", *(f"top{size}" for size in TOPK_BUILDS)):
         for entry in json.loads((folder / name / INDEX_FILE).read_text())["kernels"]:
             entries.append(entry | {"folder": folder / name})
     return folder, entries
@@ -78,6 +105,32 @@ def test_rows_are_read_16_bytes_at_a_time_where_their_size_allows(built: tuple[P
         # Rows are the only loads of four words: indices come as pairs of 64 bits.
         found = (entry["folder"] / entry["ptx"]).read_text().count(".v4.b32 {")
         assert found >= loads if variant["divisor"] * size >= 16 else found == 0, entry["ptx"]
+
+
+def test_no_lane_is_idle_in_rows_of_three_powers_of_two() -> None:
+    for variant in (*lookups(), *lookups(split=True)):
+        if variant.pre_values:
+            assert (variant.block_p, variant.block_v) in {(192, 192), (384, 768)}
+
+
+def test_warps_do_not_wait_for_each_other_while_rows_are_summed(built: tuple[Path, list[dict[str, Any]]]) -> None:
+    """The body of the loop over hits, for the published sizes: of smaller pieces, a warp reads several rows at once."""
+    for entry in built[1]:
+        if (
+            entry["op"] != "MemoryLookup"
+            or entry["variant"]["rows_dtype"] == "int8"
+            or entry["variant"]["divisor"] < 16
+        ):
+            continue
+        lines = (entry["folder"] / entry["ptx"]).read_text().splitlines()
+        labels = {line.split(":")[0]: number for number, line in enumerate(lines) if line.startswith("$L")}
+        loops = []
+        for number, line in enumerate(lines):
+            jump = re.search(r"bra(?:\.uni)?\s+(\$L[^;\s]+)", line)
+            if jump is not None and labels.get(jump[1], number) < number:
+                loops.append("\n".join(lines[labels[jump[1]] : number]))
+        assert loops, entry["ptx"]
+        assert not any("bar.sync" in loop or "barrier" in loop for loop in loops), entry["ptx"]
 
 
 def test_the_entry_takes_the_arguments_of_the_index_and_no_others(built: tuple[Path, list[dict[str, Any]]]) -> None:
@@ -175,7 +228,9 @@ def test_the_command_compiles_what_a_bundle_calls(tmp_path: Path, exported: Any)
     calls = {
         (kernel["op"], kernel["variant"]["scores_dtype"], kernel["variant"].get("rows_dtype")) for kernel in kernels
     }
-    assert len(calls) == len(kernels) == 11
+    # Lookups whole and in splits, and for each dtype of scores a sum of these and a top-k.
+    assert len({name for kernel in kernels for name in [kernel["name"]]}) == len(kernels) == 2 * 8 + 2 * 3
+    assert len(calls) == 8 + 2 * 3
     assert {kernel["variant"].get("shards", shards) for kernel in kernels} == {shards}
 
 
@@ -196,6 +251,32 @@ def test_experts_have_no_kernels(tmp_path: Path) -> None:
     assert "no memory layers" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("gpu", "compiled"),
+    [
+        ("8.0", "8.0"),
+        ("8.8", "8.6"),
+        ("8.9", "8.9"),
+        ("10.3", "10.0"),
+        ("12.1", "12.0"),
+        ("8.7", None),
+        ("7.5", None),
+        ("11.0", None),
+    ],
+)
+def test_a_gpu_runs_what_was_compiled_for_an_older_one_of_its_kind(gpu: str, compiled: str | None) -> None:
+    assert compiled_for(gpu) == compiled
+
+
+def test_spilled_registers_are_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = read_index(made_up_folder(tmp_path / "made", [lookup()]))
+    spilling = [replace(kernel, spill_bytes=8) for kernel in kernels]
+    monkeypatch.setattr(ahead_of_time, "build_kernels", lambda *_, **__: spilling)
+    result = run_command("kernels", "-o", tmp_path / "out", "--compute-capability", "8.9", "--json")
+    assert result.exit_code == 0
+    assert f"{kernels[0].name} for 8.9 spills 8 bytes" in " ".join(result.stderr.split())
+
+
 def test_the_sizes_of_a_variant_cover_the_model() -> None:
     for size in (1, 2, 3, 16, 17, 200, 1000):
         lookup = lookup_variant(
@@ -214,4 +295,3 @@ def test_the_sizes_of_a_variant_cover_the_model() -> None:
         topk = topk_variant(torch.float32, ranks=2, cores=2, row_topk=size, topk=size)
         assert isinstance(topk, TopkVariant)
         assert topk.block_m >= size
-        assert topk.block_n >= 2 * topk.block_m

@@ -122,6 +122,11 @@ def test_a_cache_that_cannot_be_written_says_what_to_set(
         cached(variants())
 
 
+def test_a_gpu_of_a_later_minor_version_gets_the_kernels_of_the_one_before(builds: Builds) -> None:
+    assert cached(variants(), "12.1") == cached(variants(), "12.0")
+    assert len(builds) == 1
+
+
 def test_an_architecture_that_nothing_is_compiled_for_is_unsupported(builds: Builds) -> None:
     with pytest.raises(Unsupported, match=r"7\.5") as caught:
         cached(variants(), "7.5")

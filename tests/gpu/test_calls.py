@@ -1,5 +1,6 @@
 """Which kernel serves a node, and what it is launched with, from the shapes and attributes of the node."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ def test_sizes_and_grid_of_a_lookup(tmp_path: Path) -> None:
     variant = lookup(shards=2, grouped=True, pre_value_dim=16)
     (kernel,) = read_index(made_up_folder(tmp_path, [variant]))
     assert choose_kernel([kernel], call) == kernel
-    # hits, rows_per_shard, pre_value_dim, value_dim.
-    assert call.size_arguments(kernel) == [8, 5, 16, 32]
+    # hits, table_rows, rows_per_shard, pre_value_dim, value_dim.
+    assert call.size_arguments(kernel) == [8, 9, 5, 16, 32]
     assert call.grid(kernel) == (3, 4, 1)
 
 
@@ -89,6 +90,7 @@ def test_of_the_kernels_that_fit_the_one_of_the_least_waste_is_chosen(tmp_path: 
         (lookup(grouped=True), "groups several instead of one"),
         (lookup(pre_value_dim=0), "pre-values False instead of True"),
         (lookup(gelu=True), "activation gelu instead of none"),
+        (lookup(split=True), "it sums splits"),
         (lookup(pre_value_dim=16), "pre_value_dim up to 16, not 24"),
         (lookup(value_dim=16), "value_dim up to 16, not 40"),
         (lookup(pre_value_dim=32, value_dim=64), "pre_value_dim in multiples of 16, not 24"),
@@ -118,6 +120,18 @@ def test_a_topk_that_no_kernel_fits_is_told_why(tmp_path: Path, variant: Any, re
     with pytest.raises(Unsupported) as caught:
         choose_kernel(kernels, topk_call())
     assert reason in str(caught.value.why)
+
+
+def test_more_rows_than_a_size_counts_have_no_kernel(tmp_path: Path) -> None:
+    kernels = read_index(made_up_folder(tmp_path, [lookup(shards=2, value_dim=48)]))
+    call = lookup_call(Lookup(shards=2, pre_value_dim=16, value_dim=48).op_arguments())
+    for rows, fits in ((2**30 - 1, True), (2**30, False)):
+        larger = replace(call, shapes={**call.shapes, "rows_0": (2**30, 64), "rows_1": (rows, 64)})
+        if fits:
+            assert choose_kernel(kernels, larger) == kernels[0]
+        else:
+            with pytest.raises(Unsupported, match="no compiled kernel fits"):
+                choose_kernel(kernels, larger)
 
 
 def test_addresses_beyond_31_bits_have_no_kernel(tmp_path: Path) -> None:

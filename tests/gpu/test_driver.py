@@ -141,7 +141,7 @@ image = Path("{folder}", "{kernel.ptx}").read_bytes()
 with driver.open_device() as device:
     address = device.upload(bytes(4096))
     function = device.load(image, "{kernel.entry}", shared_bytes=65536)
-    arguments = [driver.pointer(address)] * 3 + [driver.size(n) for n in (1, 4, 0, 32)] + [driver.pointer(address)]
+    arguments = [driver.pointer(address)] * 3 + [driver.size(n) for n in (1, 4, 4, 0, 32)] + [driver.pointer(address)]
     function.launch((2, 1, 1), {kernel.block}, arguments, stream=5)
     device.synchronize()
 print(json.dumps(address))
@@ -154,5 +154,5 @@ print(json.dumps(address))
         "block": list(kernel.block),
         "shared": 65536,
         "stream": 5,
-        "arguments": [address, address, address, 1, 4, 0, 32, address],
+        "arguments": [address, address, address, 1, 4, 4, 0, 32, address],
     }

@@ -125,7 +125,7 @@ def test_arguments_in_another_order_are_refused(folder: Path) -> None:
     ("change", "what"),
     [
         ({"format": "umv2-bundle"}, "not an index of kernels"),
-        ({"format_version": 2}, "format version 2"),
+        ({"format_version": 1}, "format version 1"),
         ({"kernels": {}}, "kernels"),
         ({"kernels": ["text"]}, r"kernels\[0\]"),
     ],

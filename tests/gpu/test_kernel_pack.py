@@ -54,7 +54,15 @@ def lookup_node(
 
 @pytest.mark.parametrize(
     ("device", "chosen"),
-    [("8.0", "8.0"), ("8.6", "8.6"), ("8.8", "8.6"), ("8.9", "8.9"), ("9.0", "9.0"), ("12.0", "12.0")],
+    [
+        ("8.0", "8.0"),
+        ("8.6", "8.6"),
+        ("8.8", "8.6"),
+        ("8.9", "8.9"),
+        ("9.0", "9.0"),
+        ("12.0", "12.0"),
+        ("12.1", "12.0"),
+    ],
 )
 def test_code_for_the_device_comes_before_code_for_older_devices_of_its_kind(
     device: str, chosen: str, choose: Choose, tmp_path: Path
@@ -63,9 +71,9 @@ def test_code_for_the_device_comes_before_code_for_older_devices_of_its_kind(
     assert choose(pack, device, *lookup_node()).stdout.strip() == entry_name(lookup(), chosen)
 
 
-# Code of sm_100a runs on 10.0 alone, code of sm_80 not on 9.0, code of sm_89 not on 8.6; 8.7 is no desktop GPU.
+# Code of sm_80 does not run on 9.0, code of sm_89 not on 8.6; 8.7 is no desktop GPU.
 @pytest.mark.parametrize(
-    ("compiled", "device"), [("10.0", "10.3"), ("8.0", "9.0"), ("8.9", "8.6"), ("9.0", "8.9"), ("8.6", "8.7")]
+    ("compiled", "device"), [("10.3", "10.0"), ("8.0", "9.0"), ("8.9", "8.6"), ("9.0", "8.9"), ("8.6", "8.7")]
 )
 def test_code_of_another_architecture_is_not_taken(compiled: str, device: str, choose: Choose, tmp_path: Path) -> None:
     result = choose(write_stand_in_kernels(tmp_path / "kernels", [lookup()], [compiled]), device, *lookup_node())
@@ -93,6 +101,7 @@ CHOICES: dict[str, tuple[list[Variant], Sequence[object], Variant]] = {
         lookup(value_dim=64),
     ),
     "a divisor that divides": ([lookup(value_dim=v) for v in (64, 60)], lookup_node(v=52), lookup(value_dim=60)),
+    "not in splits": ([lookup(split=True), lookup()], lookup_node(), lookup()),
     "smallest top-k": ([topk(s) for s in (64, 16, 8)], ("topk", FP32, 2, 2, 9, 12), topk(16)),
 }
 
@@ -136,7 +145,7 @@ def with_record(pack: bytes, field: int, value: object) -> bytes:
     return pack[: HEADER.size] + RECORD.pack(*record) + pack[HEADER.size + RECORD.size :]
 
 
-THREADS, SHARED, SHARDS, DIVISOR, ENTRY, OFFSET, SIZE = 4, 5, 8, 13, 19, 20, 21
+THREADS, SHARED, SHARDS, DIVISOR, BLOCK_K, ENTRY, OFFSET, SIZE = 4, 5, 8, 13, 15, 20, 21, 22
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda pack: b"",
@@ -156,6 +165,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "no shards": lambda pack: with_record(pack, SHARDS, 0),
     "more shards than an export makes": lambda pack: with_record(pack, SHARDS, 1025),
     "division by zero": lambda pack: with_record(pack, DIVISOR, 0),
+    "no hits at once": lambda pack: with_record(pack, BLOCK_K, 0),
 }
 
 
@@ -171,7 +181,7 @@ def test_a_damaged_file_is_refused(damage: str, choose: Choose, tmp_path: Path) 
 
 def test_a_file_of_another_version_is_named(choose: Choose, tmp_path: Path) -> None:
     pack = write_stand_in_kernels(tmp_path / "kernels", [lookup()], ["8.9"])
-    pack.write_bytes(pack.read_bytes().replace(struct.pack("<I", 1), struct.pack("<I", 2), 1))
+    pack.write_bytes(pack.read_bytes().replace(struct.pack("<I", 2), struct.pack("<I", 1), 1))
     result = choose(pack, "8.9", *lookup_node())
     assert result.returncode == 1
-    assert "has format version 2, this library reads 1" in result.stdout
+    assert "has format version 1, this library reads 2" in result.stdout

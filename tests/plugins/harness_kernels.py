@@ -13,9 +13,9 @@ import torch
 
 from umv2_export.gpu.ahead_of_time import build_kernels
 from umv2_export.gpu.pack import PACK_FILE
-from umv2_export.gpu.variants import Variant, lookup_variant, topk_variant
+from umv2_export.gpu.variants import Variant, lookup_variant, sum_variant, topk_variant
 
-__all__ = ["Case", "compile_cases", "harness_cases", "variant_of"]
+__all__ = ["Case", "compile_cases", "harness_cases", "split_variants_of", "variant_of"]
 
 Case = dict[str, Any]
 """Name, op, and what is fixed in the kernel."""
@@ -28,7 +28,7 @@ def harness_cases(harness: Path) -> dict[str, Case]:
 
 
 def variant_of(case: Case) -> Variant:
-    """The kernel that serves a case."""
+    """The kernel that serves a case alone."""
     facts = {name: value for name, value in case.items() if name not in ("name", "op")}
     scores = getattr(torch, facts.pop("scores_dtype"))
     if case["op"] == "TuckerTopK":
@@ -36,9 +36,18 @@ def variant_of(case: Case) -> Variant:
     return lookup_variant(scores, getattr(torch, facts.pop("rows_dtype")), **facts)
 
 
+def split_variants_of(case: Case) -> list[Variant]:
+    """The kernels that serve a lookup where the plugin has memory for the sums of splits."""
+    if case["op"] == "TuckerTopK":
+        return []
+    scores = getattr(torch, case["scores_dtype"])
+    return [variant_of(case | {"split": True}), sum_variant(scores, value_dim=case["value_dim"])]
+
+
 def compile_cases(harness: Path, folder: Path, capability: str) -> Path:
     """Compile into a folder; returns the pack."""
-    variants = {variant.name: variant for variant in map(variant_of, harness_cases(harness).values())}
+    cases = harness_cases(harness).values()
+    variants = {variant.name: variant for case in cases for variant in (variant_of(case), *split_variants_of(case))}
     build_kernels(folder, list(variants.values()), [capability], replace_target=True)
     return folder / PACK_FILE
 

@@ -1,6 +1,10 @@
-"""A stand-in for `tensorrt` and `tensorrt.plugin`, strict with signatures as they are; dimensions are expressions."""
+"""A stand-in for `tensorrt` and `tensorrt.plugin`, strict with signatures as they are; dimensions are expressions.
+
+Functions get strings as they come through the ONNX parser and TensorRT's Python layer: with a zero at the end.
+"""
 
 import enum
+import functools
 import inspect
 import types
 import typing
@@ -153,12 +157,36 @@ class AutoTuneCombination:
 
 @dataclass
 class Plugin:
-    """What was registered under an id."""
+    """What was registered under an id.
+
+    Attributes:
+        inputs, attributes, outputs: names; name -> type; how many.
+        functions: kind -> function, called as TensorRT calls it.
+        raw: kind -> the same without the zeros at the ends of strings.
+    """
 
     inputs: list[str]
     attributes: dict[str, type]
     outputs: int
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    raw: dict[str, Callable[..., Any]] = field(default_factory=dict)
+
+    def add(self, kind: str, function: Callable[..., Any]) -> None:
+        """Keep a function, raw and as it is called."""
+        self.raw[kind], self.functions[kind] = function, _as_parsed(function)
+
+
+def _as_parsed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as TensorRT calls it; tests/engines/test_tensorrt_rtx.py shows the zero that a real parser sets."""
+
+    def terminated(argument: Any) -> Any:
+        return argument + "\0" if isinstance(argument, str) else argument
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        return function(*map(terminated, arguments), **{name: terminated(value) for name, value in named.items()})
+
+    return call
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -224,7 +252,7 @@ def stand_in() -> tuple[types.ModuleType, types.ModuleType, dict[str, Plugin]]:
             if plugin_id in plugins:
                 raise ValueError(f"{plugin_id} is registered already")
             plugins[plugin_id] = _described(function)
-            plugins[plugin_id].functions["register"] = function
+            plugins[plugin_id].add("register", function)
             return function
 
         return decorate
@@ -238,7 +266,7 @@ def stand_in() -> tuple[types.ModuleType, types.ModuleType, dict[str, Plugin]]:
                 if list(parameters) != expected:
                     raise ValueError(f"{kind} has the arguments {list(parameters)}, expected {expected}")
                 _check_result(kind, inspect.signature(function).return_annotation)
-                plugin.functions[kind] = function
+                plugin.add(kind, function)
                 return function
 
             return decorate

@@ -49,6 +49,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         '-DUMV2_EXECUTION_PROVIDER="CPUExecutionProvider"',
         f"-I{PLUGINS / 'onnxruntime'}",
         f"-I{PLUGINS / 'cuda'}",
+        f"-I{PLUGINS / 'common'}",
     ]
     subprocess.run(["c++", *flags, *sources, "-ldl", "-o", target], check=True)
     return target

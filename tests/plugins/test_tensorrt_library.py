@@ -19,10 +19,10 @@ import torch
 
 from tests.gpu.stand_in import stand_in_environment, write_kernels
 from tests.gpu.stand_in_kernels import write_stand_in_kernels
-from tests.plugins.harness_kernels import Case, compile_cases, harness_cases, variant_of
+from tests.plugins.harness_kernels import Case, compile_cases, harness_cases, split_variants_of, variant_of
 from umv2_export.gpu.ahead_of_time import build_kernels
 from umv2_export.gpu.pack import PACK_FILE
-from umv2_export.gpu.variants import Variant
+from umv2_export.gpu.variants import LookupVariant, Variant
 
 ROOT = Path(__file__).parents[2]
 CAPABILITY = "8.9"
@@ -158,6 +158,79 @@ def test_the_plugins_answer_as_tensorrt_asks(case: str, build: Build) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_sizes_that_no_one_means_are_refused_before_anything_wraps_around(build: Build, tmp_path: Path) -> None:
+    sanitized = Build(tmp_path / "build", build.headers)
+    done = sanitized.make("umv2_tensorrt", "tensorrt_host_test", UMV2_SANITIZE="ON")
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Without a driver, calls end where all sizes have been looked at.
+    pack = write_stand_in_kernels(tmp_path / "kernels", [])
+    options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1", "UMV2_GPU_KERNELS": str(pack)}
+    done = sanitized.host_test("fuzz", {**os.environ, **options})
+    assert done.returncode == 0, done.stderr
+    assert "runtime error" not in done.stderr
+
+
+# Loads the library into the registry of TensorRT-RTX, the only TensorRT that PyPI has whole, and asks a creator for a
+# plugin, then lets the parser ask for one whose activation is unknown. Of a node with sound attributes the parser of
+# TensorRT-RTX 1.7 ends the process once it has the plugin: networks there have no add_plugin_v3.
+REAL_REGISTRY = """
+import sys
+import numpy as np
+import tensorrt_rtx as trt
+from onnx import TensorProto, helper, numpy_helper
+
+logger = trt.Logger(trt.Logger.WARNING)
+registry = trt.get_plugin_registry()
+assert registry.load_library(sys.argv[1]) is not None
+for op in ("MemoryLookup", "TuckerTopK"):
+    creator = registry.get_creator(op, "1", "umv2")
+    print("creator", op, *sorted(field.name for field in creator.field_names), flush=True)
+
+sizes = {"pre_value_dim": 8, "rows_per_shard": 7}
+for text in (b"gelu\\0", b"gelu", b"relu\\0"):
+    fields = [trt.PluginField(name, np.array([n], np.int32), trt.PluginFieldType.INT32) for name, n in sizes.items()]
+    fields.append(trt.PluginField("activation", text, trt.PluginFieldType.CHAR))
+    creator = registry.get_creator("MemoryLookup", "1", "umv2")
+    try:
+        made = creator.create_plugin("node", trt.PluginFieldCollection(fields), trt.TensorRTPhase.BUILD)
+    except Exception:
+        made = None
+    print("plugin", text, made is not None, flush=True)
+
+builder = trt.Builder(logger)
+network = builder.create_network(0)
+parser = trt.OnnxParser(network, logger)
+named = {"plugin_namespace": "umv2", "plugin_version": "1", "activation": "relu", "groups": 1}
+node = helper.make_node("MemoryLookup", list("isqr"), ["y"], domain="umv2", **named, **sizes)
+types = [TensorProto.INT64, TensorProto.FLOAT, TensorProto.FLOAT]
+inputs = [helper.make_tensor_value_info(*i) for i in zip("isq", types, [[5, 9], [5, 9, 2], [5, 8]])]
+output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [5, 16])
+rows = numpy_helper.from_array(np.ones((7, 24), np.float32), "r")
+graph = helper.make_graph([node], "g", inputs, [output], initializer=[rows])
+opsets = [helper.make_opsetid("", 18), helper.make_opsetid("umv2", 1)]
+model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+print("parsed", parser.parse(model.SerializeToString()), flush=True)
+"""
+
+
+def test_the_registry_of_tensorrt_rtx_takes_the_library_and_its_parser_gets_the_refusals(build: Build) -> None:
+    """Built against the headers of TensorRT 10, whose interfaces of plugins TensorRT-RTX 1.7 has."""
+    if find_spec("tensorrt_rtx") is None:
+        pytest.skip("tensorrt_rtx is not installed")
+    done = run(sys.executable, "-c", REAL_REGISTRY, build.library)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith(("creator", "plugin", "parsed"))] == [
+        "creator MemoryLookup activation groups pre_value_dim rows_per_shard",
+        "creator TuckerTopK row_topk topk",
+        r"plugin b'gelu\x00' True",
+        "plugin b'gelu' True",
+        r"plugin b'relu\x00' False",
+        "parsed False",
+    ]
+    said = "umv2::MemoryLookup: activation must be none or gelu, got relu"
+    assert (done.stdout + done.stderr).count(said) == 2
+
+
 def test_without_a_logger_errors_go_to_stderr(build: Build) -> None:
     done = build.host_test("unlogged")
     assert done.returncode == 0
@@ -176,17 +249,42 @@ def test_the_library_needs_neither_tensorrt_nor_cuda_and_exports_its_entry_point
     assert not re.search(r"getPluginRegistry|getLogger|createInfer|\bcu[A-Z]", undefined)
 
 
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
 def test_every_case_runs_on_the_stand_in_and_gives_what_the_plain_computation_gives(
-    build: Build, cases: dict[str, Case], machine: Callable[..., Machine]
+    split: bool, build: Build, cases: dict[str, Case], machine: Callable[..., Machine]
 ) -> None:
     names = [name for name, case in cases.items() if computed(case)]
     variants = {variant.name: variant for variant in map(variant_of, cases.values())}
+    if split:
+        variants |= {variant.name: variant for case in cases.values() for variant in split_variants_of(case)}
     there = machine(variants.values())
     done = run(build.program("tensorrt_harness"), build.library, *names, environment=there.environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.findall(r"^ok +(\S+)", done.stdout, re.MULTILINE) == names
-    assert len(there.launches) == len(names) >= 7
+    assert len(names) >= 7
+    lookups = [name for name in names if name.startswith("lookup")]
+    assert len(there.launches) == len(names) + (len(lookups) if split else 0)
     assert all(launch["stream"] for launch in there.launches)
+
+
+def test_hits_are_shared_as_in_python(build: Build, cases: dict[str, Case], machine: Callable[..., Machine]) -> None:
+    """One rule in two languages: `LookupVariant.shares`, and launch.cpp."""
+    case = cases["lookup-fp32-published"]
+    split, adding = split_variants_of(case)
+    assert isinstance(split, LookupVariant)
+    there = machine([variant_of(case), split, adding])
+    done = run(build.program("tensorrt_harness"), build.library, case["name"], environment=there.environment)
+    assert done.returncode == 0, done.stdout
+    lookup, added = there.launches
+    tokens, hits = lookup["grid"][0], lookup["arguments"][4]
+    splits, share = split.shares(tokens, hits)
+    assert hits == 256
+    assert splits > 1
+    assert lookup["grid"] == [tokens, 1, splits]
+    # indices, scores, query, rows_0, hits, table_rows, rows_per_shard, pre_value_dim, value_dim, share, sums.
+    assert lookup["arguments"][9] == share
+    assert added["grid"] == [tokens, 1, 1]
+    assert added["arguments"][:3] == [lookup["arguments"][10], splits, 192]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -204,7 +302,7 @@ def test_a_wrong_result_fails_the_harness(
     """The kernel of a case with GELU computes without."""
     there = machine([variant_of(cases["lookup-fp32-shards-gelu"])])
     kernels = tmp_path / "kernels.txt"
-    kernels.write_text(re.sub(r" 1 1$", " 0 1", kernels.read_text(), flags=re.MULTILINE))
+    kernels.write_text(re.sub(r" 1 0 1$", " 0 0 1", kernels.read_text(), flags=re.MULTILINE))
     command = (build.program("tensorrt_harness"), build.library, "lookup-fp32-shards-gelu")
     done = run(*command, environment=there.environment)
     assert done.returncode == 1

@@ -22,6 +22,7 @@ from tests.ops.test_tucker_topk import inputs
 from tests.plugins.tensorrt_plugin_api import DataType, Expression, Plugin, TensorDesc, stand_in, value
 from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest, Unsupported
 from umv2_export.gpu.index import read_index
+from umv2_export.gpu.launch import launch_lookup
 from umv2_export.ops import LookupSignature, memory_lookup, tucker_topk
 from umv2_export.ops.domain import PLUGIN_ATTRIBUTES
 from umv2_export.ops.tucker_topk import schema as topk_schema
@@ -197,7 +198,8 @@ def check_built(result: Any, node: tuple[Any, ...], entry: str, sizes: list[int]
 def test_a_lookup_is_built_from_its_kernel(register: Register, case: str) -> None:
     folder, node, memory = compiled_folder(case, "8.9"), lookup_node(case), CASES[case].memory
     result = built(register(folder)[LOOKUP], node)
-    sizes = [7, 11, memory.pre_value_dim, memory.value_dim]
+    rows = sum(len(shard) for shard in node[2][5])
+    sizes = [7, rows, 11, memory.pre_value_dim, memory.value_dim]
     check_built(result, node, "memory_lookup_kernel", sizes, (5, memory.value_groups, 1))
     kernel = next(kernel for kernel in read_index(folder) if kernel.op == "MemoryLookup")
     launch = result[2]
@@ -296,7 +298,7 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are not interpreted where there is a GPU")
-@pytest.mark.parametrize("case", ["groups", "int8"])
+@pytest.mark.parametrize("case", ["groups", "int8", "gelu"])
 def test_the_body_of_a_lookup_in_python_computes_the_op(register: Register, streams: list[int], case: str) -> None:
     plugin = register(compiled_folder(case, "8.9"), allow_jit=True)[LOOKUP]
     _, attributes, arguments = lookup_node(case)
@@ -317,6 +319,25 @@ def test_the_body_of_a_topk_in_python_computes_the_op(register: Register) -> Non
     outputs = [torch.empty_like(tensor) for tensor in expected]
     plugin.functions["impl"](*tensors, 2, 2, outputs, stream=0)
     assert outputs[0].sort().values.tolist() == expected[0].sort().values.tolist()
+
+
+def test_an_activation_that_the_op_has_not_is_refused_and_never_left_out(register: Register) -> None:
+    plugin = register(compiled_folder("gelu", "8.9"), allow_jit=True)[LOOKUP]
+    descriptions, attributes, arguments = lookup_node("gelu")
+    for unknown in ("relu", "", "gelu\0!", "GELU"):
+        changed = attributes | {"activation": unknown}
+        with pytest.raises(InputRejected, match="activation must be one of none, gelu"):
+            built(plugin, (descriptions, changed, arguments))
+        arguments[7] = unknown
+        with pytest.raises(InputRejected, match="activation must be one of none, gelu"):
+            launch_lookup(*arguments)
+
+
+def test_groups_may_be_left_out_of_a_node(register: Register) -> None:
+    plugin = register(compiled_folder("query", "8.9"))[LOOKUP]
+    descriptions, attributes, arguments = lookup_node("query")
+    del attributes["groups"]
+    assert shape_of(plugin.functions["register"](*descriptions, **attributes)) == list(memory_lookup(*arguments).shape)
 
 
 def test_without_tensorrt_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

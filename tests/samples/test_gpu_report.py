@@ -2,15 +2,19 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from samples.gpu import contenders, dram, report
+from samples.gpu import contenders, dram, forms, report
 from samples.gpu.ceiling import WAYS, read_rows
 from samples.gpu.contenders import Comparison
+from samples.gpu.former_lookup import former_lookup
+from samples.gpu.former_topk import former_topk
 from umv2_export.errors import CheckFailed
+from umv2_export.gpu.launch import launch_lookup, launch_topk
 from umv2_export.ops import experts
 from umv2_export.presets import PRESETS
 
@@ -43,6 +47,28 @@ def test_every_lookup_computes_the_same() -> None:
         torch.testing.assert_close(peer(table, scores, indices)(), ours)
 
 
+def test_former_kernels_compute_what_the_present_ones_do() -> None:
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    table, query = torch.randn(50, 40, device=device), torch.randn(2, 8, device=device)
+    indices, scores = torch.randint(50, (2, 9), device=device), torch.rand(2, 9, 2, device=device)
+    ours = launch_lookup(indices, scores, None, query, None, [table], 8, "none", 50, 1)
+    torch.testing.assert_close(former_lookup(indices, scores, query, table, 8), ours, rtol=1e-4, atol=1e-4)
+    shapes = ((1, 1, 9, 2), (1, 1, 9, 2), (1, 2), (1, 2), (2, 1, 2, 2))
+    inputs: tuple[Any, ...] = (*(torch.randn(shape, device=device) for shape in shapes), 3, 4)
+    assert sorted(former_topk(*inputs)[0][0].tolist()) == sorted(launch_topk(*inputs)[0][0].tolist())
+
+
+@without_gpu
+def test_forms_are_compared_at_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(forms.LOOKUPS, "small", (8, 16, 5, 2))
+    monkeypatch.setitem(forms.TOPKS, "small", (9, 2))
+    monkeypatch.setattr(forms, "alternate", lambda contenders: [float(i + 1) for i in range(len(contenders))])
+    lines = list(forms.compare_lookup_forms(torch.randn(20, 24), "small", batches=(1, 2), cold_bytes=0))
+    assert [(one.batch, one.ratio) for one in lines] == [(1, 2.0), (1, 3.0), (2, 2.0), (2, 3.0)]
+    assert [one.ratio for one in forms.compare_topk_forms("cpu", "small", batches=(1, 2))] == [2.0, 2.0]
+
+
 @without_gpu
 def test_lookups_and_layers_are_compared_at_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contenders, "random_row_rate", lambda table, indices: 1e9)
@@ -69,6 +95,8 @@ def test_bytes_are_counted_once_a_distinct_row_and_read_from_ncu() -> None:
     indices, scores = torch.tensor([[3, 3, 5]]), torch.zeros(1, 3, 1)
     assert dram.expected_bytes(indices, scores, 1000) == 2 * 1000 + 3 * 8 + 3 * 4
     assert dram.bytes_read(NCU_LINES) == 2050
+    # A lookup in splits is two kernels.
+    assert dram.bytes_read([*NCU_LINES, NCU_LINES[-1]]) == 4100
     with pytest.raises(CheckFailed, match="0 times"):
         dram.bytes_read(NCU_LINES[:-1])
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from umv2_export.bundle import Bundle
 from umv2_export.engines.plan import Plugins
-from umv2_export.gpu.ahead_of_time import build_kernels
+from umv2_export.gpu.ahead_of_time import build_kernels, compiled_for
 from umv2_export.gpu.bundle_variants import bundle_variants
 from umv2_export.gpu.variants import LookupVariant
 from umv2_export.progress import Tracker
@@ -32,7 +32,7 @@ def prepare_plugins(
         kind: where kernels come from.
         bundle: whose ops call them.
         ops: that need a plugin.
-        architectures: compute capabilities to compile for.
+        architectures: compute capabilities of the GPUs.
         library: shared library with the plugins.
         folder: for the kernels.
         track: progress.
@@ -48,7 +48,8 @@ def prepare_plugins(
     variants = bundle_variants(bundle)
     [lookup] = [variant for variant in variants if isinstance(variant, LookupVariant)]
     # Of bodies that Python compiles where the engine is loaded, nothing is made before: the index is empty.
-    build_kernels(folder / "kernels", variants, architectures if kind == "aot" else [], track)
+    compiled = [name for name in map(compiled_for, architectures) if name is not None] if kind == "aot" else []
+    build_kernels(folder / "kernels", variants, compiled, track)
     return {
         "library": None,
         "ops": list(ops),

@@ -13,7 +13,7 @@ from umv2_export.engines.tensorrt_package import require_tensorrt
 from umv2_export.engines.timing_cache import TimingCache, open_timing_cache
 from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest, Unsupported
 from umv2_export.gpu import driver
-from umv2_export.gpu.ahead_of_time import ARCHITECTURES, require_triton
+from umv2_export.gpu.ahead_of_time import ARCHITECTURES, compiled_for, require_triton
 
 __all__ = ["LIBRARY", "is_compatible", "plan_build"]
 
@@ -113,7 +113,7 @@ def _plugins(graph: Graph, bundle: Bundle, options: BuildOptions, architecture: 
     if options.plugin_library is not None:
         return "library"
     require_triton()
-    if architecture in ARCHITECTURES:
+    if compiled_for(architecture) is not None:
         return "aot"
     if bundle.manifest.table_dtype == "bf16":
         raise Unsupported(

@@ -12,7 +12,7 @@ import umv2_export.kernels.triton
 from umv2_export import __version__
 from umv2_export.bundle import Bundle
 from umv2_export.errors import EnvironmentUnfit, InputRejected, Unsupported
-from umv2_export.gpu.ahead_of_time import ARCHITECTURES, build_kernels, require_triton
+from umv2_export.gpu.ahead_of_time import ARCHITECTURES, build_kernels, compiled_for, require_triton
 from umv2_export.gpu.bundle_variants import bundle_variants
 from umv2_export.gpu.index import plain_variant, read_index
 from umv2_export.gpu.pack import PACK_FILE, pack_kernels
@@ -35,21 +35,22 @@ def cached_kernels(bundle: Bundle, architecture: str, track: Tracker = silent) -
         track: progress.
 
     Raises:
-        Unsupported: nothing is compiled for this architecture, or the model has no memory layers.
+        Unsupported: nothing that is compiled runs on this architecture, or the model has no memory layers.
         EnvironmentUnfit: Triton is not installed, or the cache folder may not be written.
         BuildFailed: the compiler failed.
     """
-    if architecture not in ARCHITECTURES:
+    compiled = compiled_for(architecture)
+    if compiled is None:
         raise Unsupported(
             f"a GPU of compute capability {architecture}", why="kernels are compiled for " + ", ".join(ARCHITECTURES)
         )
     variants = bundle_variants(bundle)
     require_triton()
-    folder = _cache_folder() / _key(variants, architecture)
+    folder = _cache_folder() / _key(variants, compiled)
     if not _is_whole(folder):
         with _alone(folder):
             if not _is_whole(folder):
-                build_kernels(folder, variants, [architecture], track, replace_target=True)
+                build_kernels(folder, variants, [compiled], track, replace_target=True)
     return folder / PACK_FILE
 
 

@@ -14,7 +14,7 @@ import torch
 
 from umv2_export.errors import Unsupported
 from umv2_export.gpu.index import CompiledKernel
-from umv2_export.gpu.variants import MAX_ADDRESSES, LookupVariant, TopkVariant, Variant
+from umv2_export.gpu.variants import MAX_ADDRESSES, MAX_SIZE, LookupVariant, TopkVariant, Variant, is_gelu
 
 __all__ = ["Call", "Dimension", "Known", "LookupCall", "TopkCall", "choose_kernel"]
 
@@ -126,19 +126,34 @@ class TopkCall(Call):
 
 @dataclass(frozen=True)
 class LookupCall(Call):
-    """A node MemoryLookup, with its attributes."""
+    """A node MemoryLookup, with its attributes.
+
+    Raises:
+        InputRejected: the activation is none that the op has.
+    """
 
     op = LookupVariant.op
 
     pre_value_dim: int
     activation: str
     rows_per_shard: int
-    groups: int
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        is_gelu(self.activation)
 
     @property
     def value_dim(self) -> Dimension:
         """V."""
         return self.shapes["rows_0"][1] - self.pre_value_dim
+
+    @property
+    def table_rows(self) -> Dimension:
+        """Rows of all shards."""
+        first, *others = [shape[0] for name, shape in self.shapes.items() if name.startswith("rows_")]
+        for rows in others:
+            first = first + rows
+        return first
 
     @property
     def outputs(self) -> list[tuple[tuple[Dimension, ...], str | None]]:
@@ -147,9 +162,10 @@ class LookupCall(Call):
 
     @property
     def sizes(self) -> dict[str, Dimension]:
-        """Hits of a token, rows of a shard, P and V."""
+        """Hits of a token, rows of all shards and of one, P and V."""
         return {
             "hits": self.shapes["indices"][1],
+            "table_rows": self.table_rows,
             "rows_per_shard": self.rows_per_shard,
             "pre_value_dim": self.pre_value_dim,
             "value_dim": self.value_dim,
@@ -170,6 +186,9 @@ class LookupCall(Call):
         if not isinstance(variant, LookupVariant):
             yield f"it is a kernel of {variant.op}"
             return
+        if variant.split:
+            # What launches one kernel and has no memory beside inputs and outputs cannot add splits.
+            yield "it sums splits, which another kernel adds"
         width = known(self.shapes["rows_0"][1])
         value_dim = None if width is None else width - self.pre_value_dim
         yield from _different(
@@ -182,7 +201,9 @@ class LookupCall(Call):
             ("activation", "gelu" if variant.gelu else "none", self.activation),
         )
         yield from _too_small(
-            ("pre_value_dim", variant.block_p, self.pre_value_dim), ("value_dim", variant.block_v, value_dim)
+            ("pre_value_dim", variant.block_p, self.pre_value_dim),
+            ("value_dim", variant.block_v, value_dim),
+            ("rows", MAX_SIZE, known(self.table_rows)),
         )
         for name, size in (("pre_value_dim", self.pre_value_dim), ("value_dim", value_dim)):
             if size is not None and size % variant.divisor:
@@ -226,6 +247,7 @@ def _preference(kernel: CompiledKernel) -> tuple[int, int]:
     variant = kernel.typed_variant()
     if isinstance(variant, LookupVariant):
         return -variant.divisor, variant.block_p + variant.block_v
+    assert isinstance(variant, TopkVariant)
     return 0, variant.block_m + variant.block_k
 
 

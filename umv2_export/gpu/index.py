@@ -12,15 +12,16 @@ import torch
 from umv2_export import __version__
 from umv2_export.errors import InputRejected, shown
 from umv2_export.files import file_sha256, inside, read_json
-from umv2_export.gpu.variants import LookupVariant, TopkVariant, Variant
+from umv2_export.gpu.variants import LookupVariant, SumVariant, TopkVariant, Variant
 
 __all__ = ["INDEX_FILE", "CompiledKernel", "plain_variant", "read_index", "write_index"]
 
 INDEX_FILE = "kernels.json"
 FORMAT = "umv2-kernels"
-FORMAT_VERSION = 1
+# 2: lookups take the rows of the table; values in splits.
+FORMAT_VERSION = 2
 
-_VARIANTS: dict[str, type[Variant]] = {kind.op: kind for kind in (LookupVariant, TopkVariant)}
+_VARIANTS: dict[str, type[Variant]] = {kind.op: kind for kind in (LookupVariant, SumVariant, TopkVariant)}
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
 _ROW_DTYPES = _DTYPES | {"int8": torch.int8}
 
@@ -36,13 +37,13 @@ class CompiledKernel:
 
     Attributes:
         name: of the variant.
-        op: name of the op.
+        op: name of the op, or of the step of it.
         variant: what is fixed: dtypes as text, sizes of blocks, flags.
         compute_capability: such as "8.9".
         target: of ptxas, such as sm_89; code of one that ends in "a" runs on that architecture alone.
         entry: name of the function in PTX and cubin.
         arguments: in order: name, kind (input, size, output), dtype, and the divisor that the caller vouches for.
-        grid: programs along x, y and z: `tokens`, `groups`, `heads` or a number.
+        grid: programs along x, y and z: `tokens`, `groups`, `heads`, `splits` or a number.
         block: threads of a program along x, y and z.
         shared_bytes: dynamic shared memory of a program.
         registers: of a thread.

@@ -4,15 +4,24 @@ On tensors of a CPU they run in Triton's interpreter, if the environment asks fo
 """
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
 
 import torch
 
 from umv2_export.errors import Unsupported
-from umv2_export.gpu.variants import MAX_ADDRESSES, LookupVariant, lookup_variant, topk_variant
-from umv2_export.kernels.triton.memory_lookup import memory_lookup_by_row_kernel, memory_lookup_kernel
+from umv2_export.gpu.variants import MAX_ADDRESSES, LookupVariant, is_gelu, lookup_variant, sum_variant, topk_variant
+from umv2_export.kernels.triton.memory_lookup import (
+    memory_lookup_by_row_kernel,
+    memory_lookup_kernel,
+    memory_lookup_sum_kernel,
+)
 from umv2_export.kernels.triton.tucker_topk import tucker_topk_kernel
 
-__all__ = ["launch_lookup", "launch_topk", "shares_rows"]
+__all__ = ["Form", "launch_lookup", "launch_topk", "shares_rows"]
+
+Form = Literal["whole", "split", "by row"]
+"""How a lookup is cut into programs."""
 
 # Hits of a row, in the mean, from which taking hits in the order of rows is tried: it adds to the sums with atomics,
 # whose traffic must be less than that of the rows which are not read again. From the bytes alone, not from timings.
@@ -67,14 +76,19 @@ def launch_lookup(
     rows_per_shard: int,
     groups: int,
     *,
-    by_row: bool | None = None,
+    form: Form | None = None,
 ) -> torch.Tensor:
-    """As `umv2_export.ops.memory_lookup`; `by_row`: take hits in the order of rows (None: where tokens share them)."""
+    """As `umv2_export.ops.memory_lookup`, but for hits whose index or group is out of range: they add nothing.
+
+    `form`: a program a token and group (whole), several (split), or hits in the order of rows (by row); None: the last
+    where tokens share rows, else as many programs as fill the GPU.
+    """
     tokens, hits, cores = scores.shape
     value_dim = rows[0].shape[1] - pre_value_dim
     if not tokens:
         return scores.new_empty((0, groups * value_dim))
-    variant = lookup_variant(
+    make = partial(
+        lookup_variant,
         scores.dtype,
         rows[0].dtype,
         shards=len(rows),
@@ -82,25 +96,24 @@ def launch_lookup(
         grouped=group is not None,
         pre_value_dim=pre_value_dim,
         value_dim=value_dim,
-        gelu=activation == "gelu",
+        gelu=is_gelu(activation),
     )
-    indices, scores = indices.contiguous(), scores.contiguous()
+    variant = make()
     optional = tuple(None if tensor is None else tensor.contiguous() for tensor in (group, query, row_scales))
-    shards = tuple(shard.contiguous() for shard in rows)
-    sizes = (rows_per_shard, pre_value_dim, value_dim)
-    if shares_rows(indices.numel(), sum(len(shard) for shard in rows)) if by_row is None else by_row:
-        return _launch_by_row(variant, indices, scores, optional, shards, sizes, groups)
+    inputs = (indices.contiguous(), scores.contiguous(), *optional, tuple(shard.contiguous() for shard in rows))
+    sizes = (sum(len(shard) for shard in rows), rows_per_shard, pre_value_dim, value_dim)
+    if form is None:
+        form = "by row" if shares_rows(indices.numel(), sizes[0]) else "split"
+    if form == "by row":
+        return _launch_by_row(variant, inputs, sizes, groups)
+    if form == "split":
+        split = make(split=True)
+        splits, share = split.shares(tokens * groups, hits)
+        if splits > 1:
+            return _launch_split(split, inputs, sizes, groups, splits, share)
     output = scores.new_empty((tokens, groups * value_dim))
     memory_lookup_kernel[tokens, groups](
-        indices,
-        scores,
-        *optional,
-        shards,
-        hits,
-        *sizes,
-        output,
-        **variant.constants,
-        num_warps=variant.num_warps,
+        *inputs, hits, *sizes, None, output, **variant.constants, num_warps=variant.num_warps
     )
     return output
 
@@ -110,24 +123,33 @@ def shares_rows(hits: int, rows: int) -> bool:
     return hits >= SHARED_HITS * rows
 
 
-def _launch_by_row(
-    variant: LookupVariant,
-    indices: torch.Tensor,
-    scores: torch.Tensor,
-    optional: tuple[torch.Tensor | None, ...],
-    shards: tuple[torch.Tensor, ...],
-    sizes: tuple[int, int, int],
-    groups: int,
+def _launch_split(
+    variant: LookupVariant, inputs: tuple[Any, ...], sizes: tuple[int, ...], groups: int, splits: int, share: int
 ) -> torch.Tensor:
+    scores, value_dim = inputs[1], sizes[-1]
+    tokens, hits, _ = scores.shape
+    sums = scores.new_empty((tokens, groups, splits, value_dim), dtype=torch.float32)
+    memory_lookup_kernel[tokens, groups, splits](
+        *inputs, hits, *sizes, share, sums, **variant.constants, num_warps=variant.num_warps
+    )
+    output: torch.Tensor = scores.new_empty((tokens, groups * value_dim))
+    adding = sum_variant(scores.dtype, value_dim=value_dim)
+    memory_lookup_sum_kernel[tokens, groups](
+        sums, splits, value_dim, output, **adding.constants, num_warps=adding.num_warps
+    )
+    return output
+
+
+def _launch_by_row(
+    variant: LookupVariant, inputs: tuple[Any, ...], sizes: tuple[int, ...], groups: int
+) -> torch.Tensor:
+    indices, scores = inputs[:2]
     tokens, hits = indices.shape
-    sums = torch.zeros((tokens, groups * sizes[2]), dtype=torch.float32, device=scores.device)
+    sums = torch.zeros((tokens, groups * sizes[-1]), dtype=torch.float32, device=scores.device)
     programs = -(-indices.numel() // variant.block_k)
     memory_lookup_by_row_kernel[programs,](
         indices.flatten().argsort(),
-        indices,
-        scores,
-        *optional,
-        shards,
+        *inputs,
         indices.numel(),
         hits,
         groups,
@@ -136,4 +158,5 @@ def _launch_by_row(
         **variant.constants,
         num_warps=variant.num_warps,
     )
-    return sums.to(scores.dtype)
+    output: torch.Tensor = sums.to(scores.dtype)
+    return output

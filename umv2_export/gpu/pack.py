@@ -16,16 +16,16 @@ __all__ = ["PACK_FILE", "pack_kernels"]
 PACK_FILE = "kernels.bin"
 
 MAGIC = b"UMV2KERN"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 HEADER = struct.Struct("<8sII")
 # Facts of a kernel, its entry, and place and size of its cubin.
-RECORD = struct.Struct("<19i4x64sQQ")
+RECORD = struct.Struct("<20i64sQQ")
 
 # Of cubins; more than the driver asks for.
 ALIGNMENT = 16
 
-OPS = {"MemoryLookup": 0, "TuckerTopK": 1}
+OPS = {"MemoryLookup": 0, "TuckerTopK": 1, "MemoryLookupSum": 2}
 
 # As ONNX numbers element types.
 ELEMENT_TYPES = {"float32": 1, "int8": 3, "float16": 10, "bfloat16": 16}
@@ -45,6 +45,7 @@ FACTS = (
     "block_p",
     "block_v",
     "block_m",
+    "split",
 )
 
 
@@ -59,7 +60,7 @@ def pack_kernels(folder: Path, kernels: Sequence["CompiledKernel"]) -> bytes:
             OPS[kernel.op],
             major,
             minor,
-            # Code of a target such as sm_90a runs on that architecture alone.
+            # Code of a target such as sm_90a would run on that architecture alone.
             int(kernel.target.endswith("a")),
             kernel.block[0],
             kernel.shared_bytes,

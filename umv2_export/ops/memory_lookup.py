@@ -197,6 +197,10 @@ class LookupSignature:
     quantized: bool = False
     activation: Literal["none", "gelu"] = "none"
 
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+
     @property
     def inputs(self) -> list[tuple[str, str]]:
         """(name, type variable) in order; an absent input is left out, for TensorRT-RTX rejects an empty name."""

@@ -89,11 +89,21 @@ std::string run(const PluginLibrary& library, const Case& node, Log& log, double
     output_descs.push_back(tensor(output.type, output.sizes));
     output_addresses.push_back(device.upload(std::vector<uint8_t>(byte_count(output) + kGuard, kUnwritten)));
   }
+  // TensorRT asks with the largest shapes, and these are the only ones.
+  std::vector<nvinfer1::DynamicPluginTensorDesc> largest(inputs.size());
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    largest[i].desc = input_descs[i];
+    largest[i].min = largest[i].opt = largest[i].max = input_descs[i].dims;
+  }
+  const size_t workspace_bytes =
+      builder(built).getWorkspaceSize(largest.data(), static_cast<int32_t>(largest.size()), nullptr, 0);
+  void* const workspace =
+      workspace_bytes == 0 ? nullptr : device.upload(std::vector<uint8_t>(workspace_bytes, kUnwritten));
   const auto input_count = static_cast<int32_t>(inputs.size()), output_count = static_cast<int32_t>(outputs.size());
   require(runtime(plugin).onShapeChange(input_descs.data(), input_count, output_descs.data(), output_count) == 0, log,
           "onShapeChange");
   require(runtime(plugin).enqueue(input_descs.data(), output_descs.data(), input_addresses.data(),
-                                  output_addresses.data(), nullptr, static_cast<cudaStream_t>(device.stream())) == 0,
+                                  output_addresses.data(), workspace, static_cast<cudaStream_t>(device.stream())) == 0,
           log, "enqueue");
   for (size_t i = 0; i < outputs.size(); ++i) {
     const size_t size = byte_count(outputs[i]);

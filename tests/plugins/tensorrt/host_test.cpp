@@ -3,10 +3,12 @@
 //   tensorrt_host_test LIBRARY CASE      0 if it holds; else 1, with what does not on stderr
 //   tensorrt_host_test LIBRARY prepare   onShapeChange of a lookup of fp32: prints its code, then what was logged
 //   tensorrt_host_test LIBRARY unlogged  a refusal without a logger
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <stdexcept>
 
@@ -75,6 +77,11 @@ class Test {
         expect(identity(plugin) == "pre_value_dim=16 activation=gelu rows_per_shard=7 groups=3", identity(plugin));
       }
     }
+    Attributes without;
+    const Plugin plugin = library_.build(
+        "MemoryLookup", without.int32("pre_value_dim", 16).text("activation", "none").int32("rows_per_shard", 7));
+    expect(plugin != nullptr, "groups may be left out: " + log_.take());
+    expect(identity(plugin) == "pre_value_dim=16 activation=none rows_per_shard=7 groups=1", identity(plugin));
   }
 
   void bad_attributes() {
@@ -82,14 +89,29 @@ class Test {
       expect(library_.build(name, attributes) == nullptr, std::string("refused: ") + why);
       logged(name, why);
     };
-    Attributes missing, real, text, huge, list, none, rows;
+    Attributes missing, real, text, inner, huge, none, rows;
     refused("TuckerTopK", missing.int32("row_topk", 4), "attribute topk is missing");
     refused("TuckerTopK", real.int32("row_topk", 4).text("topk", "4"), "attribute topk must be an integer");
     refused("TuckerTopK", huge.int32("row_topk", 4).int64("topk", int64_t{1} << 40), "attribute topk is 1099511627776");
     refused("TuckerTopK", none.int32("row_topk", 2).int32("topk", 5),
             "topk must be from 1 to row_topk * row_topk, got 5");
     refused("MemoryLookup", lookup(text, 16, "relu", 7, 1), "activation must be none or gelu, got relu");
+    refused("MemoryLookup", inner.int32("pre_value_dim", 16).int32("rows_per_shard", 7).text("activation", {"gelu\0!", 6}),
+            "activation must be none or gelu");
     refused("MemoryLookup", lookup(rows, 16, "none", 0, 1), "rows_per_shard must be 1 or more, got 0");
+    constexpr int32_t kMost = 1 << 23;
+    for (const int32_t groups : {0, kMost + 1, INT32_MAX}) {
+      Attributes given;
+      refused("MemoryLookup", lookup(given, 16, "none", 7, groups), "groups must be from 1 to 8388608");
+    }
+    for (const int32_t size : {-1, kMost + 1, INT32_MIN}) {
+      Attributes given;
+      refused("MemoryLookup", lookup(given, size, "none", 7, 1), "pre_value_dim must be from 0 to 8388608");
+    }
+    for (const int32_t size : {0, (1 << 15) + 1, INT32_MAX}) {
+      Attributes given;
+      refused("TuckerTopK", given.int32("row_topk", size).int32("topk", 1), "row_topk must be from 1 to 32768");
+    }
     expect(library_.creator("TuckerTopK").createPlugin("node", nullptr, nvinfer1::TensorRTPhase::kBUILD) == nullptr,
            "no attributes at all are refused");
     logged("TuckerTopK", "no attributes are given");
@@ -290,6 +312,68 @@ class Test {
     narrow[5] = tensor(kInt8, {7, 13});
     narrow[6] = tensor(kInt8, {6, 13});
     refused("MemoryLookup", all, narrow, "rows [7, 13] do not split into a pre-value and C equal parts");
+
+    // Shapes of which a product wraps around; nothing of their size is allocated.
+    constexpr int64_t kHuge = int64_t{1} << 40;
+    const Plugin plain = make_lookup(0, "none", 1);
+    refused("MemoryLookup", plain,
+            {tensor(kInt64, {kHuge, kHuge}), tensor(kFp32, {kHuge, kHuge, 2}), tensor(kFp32, {7, 44})},
+            "the number of scores is out of range: 1099511627776 * 1099511627776 * 2");
+    refused("MemoryLookup", plain,
+            {tensor(kInt64, {3, kHuge}), tensor(kFp32, {3, kHuge, kHuge}), tensor(kFp32, {7, kHuge})},
+            "do not split into a pre-value and C equal parts");
+    refused("TuckerTopK", retrieve, topk({kHuge, 2, 50, 4}, {kHuge, 2, 50, 4}, {2, 4}, {kHuge, 2, 4, 4}),
+            "the number of scores is out of range: 1099511627776 * 10 * 1099511627776");
+    constexpr int64_t kKeys = int64_t{1} << 45;
+    refused("TuckerTopK", retrieve, topk({3, 2, kKeys, 4}, {3, 2, kKeys, 4}, {2, 4}, {5, 2, 4, 4}),
+            "the number of scores of keys is out of range: 3 * 2 * 35184372088832 * 4");
+  }
+
+  // Attributes and shapes that no one means. Built with sanitizers, this shows whatever wraps around on the way to the
+  // refusal; there is no driver, so nothing is launched where all fit.
+  void fuzz() {
+    constexpr int64_t kSizes[] = {INT64_MIN, -1, 0, 1, 2, 3, 7, 44, 1 << 15, 1 << 23, INT32_MAX, int64_t{1} << 31,
+                                  int64_t{1} << 40, int64_t{1} << 62, INT64_MAX};
+    uint32_t state = 1;
+    const auto below = [&](size_t count) {
+      state = state * 1664525u + 1013904223u;
+      return (state >> 8) % count;
+    };
+    const auto size = [&] { return below(3) == 0 ? kSizes[below(std::size(kSizes))] : static_cast<int64_t>(below(4)) + 1; };
+    size_t made = 0;
+    for (int round = 0; round < 20000; ++round) {
+      Attributes attributes;
+      const bool topk = below(2) == 0;
+      if (topk) {
+        attributes.int64("row_topk", size()).int64("topk", size());
+      } else {
+        attributes.int64("pre_value_dim", size()).int64("rows_per_shard", size()).int64("groups", size());
+        attributes.text("activation", below(2) == 0 ? "none" : "gelu");
+      }
+      const Plugin plugin = library_.build(topk ? "TuckerTopK" : "MemoryLookup", attributes);
+      if (plugin == nullptr) continue;
+      ++made;
+      const int64_t t = size(), k = size(), c = size();
+      const auto any = [&](int64_t meant) { return below(8) == 0 ? size() : meant; };
+      Descs inputs;
+      if (topk) {
+        const int64_t h = size(), n = size();
+        inputs = {tensor(kFp32, {t, h, any(n), k}), tensor(kFp32, {t, h, n, k}), tensor(kFp32, {h, any(k)}),
+                  tensor(kFp32, {h, k}), tensor(kFp32, {c, h, k, any(k)})};
+      } else {
+        inputs = {tensor(kInt64, {t, k}), tensor(kFp32, {any(t), k, c})};
+        if (below(2) == 0) inputs.push_back(tensor(kInt64, {t, any(k)}));
+        if (below(2) == 0) inputs.push_back(tensor(kFp32, {t, size()}));
+        const int64_t width = size();
+        for (size_t shards = below(3); shards > 0; --shards) inputs.push_back(tensor(kFp32, {size(), any(width)}));
+      }
+      shape_change(plugin, inputs);
+      std::vector<DynamicPluginTensorDesc> largest(inputs.size());
+      for (size_t i = 0; i < inputs.size(); ++i) largest[i].max = inputs[i].dims;
+      builder(plugin).getWorkspaceSize(largest.data(), static_cast<int32_t>(largest.size()), nullptr, 0);
+      log_.take();
+    }
+    expect(made > 1000, "enough of the attributes are sound");
   }
 
   // The lookup of the case lookup-fp32 of the harness.
@@ -403,6 +487,7 @@ const std::map<std::string, void (Test::*)()> kCases{
     {"wrong-types", &Test::wrong_types},
     {"wrong-ranks", &Test::wrong_ranks},
     {"wrong-sizes", &Test::wrong_sizes},
+    {"fuzz", &Test::fuzz},
     {"prepare", &Test::prepare},
     {"empty", &Test::empty},
     {"misaligned", &Test::misaligned},

@@ -36,8 +36,8 @@ class Attributes {
 
   Attributes& int32(const char* name, int32_t value);
   Attributes& int64(const char* name, int64_t value);
-  // `terminated`: its length counts the zero.
-  Attributes& text(const char* name, const std::string& value, bool terminated = false);
+  // `terminated`: its length counts a zero, as the parser of TensorRT-RTX 1.7 passes it.
+  Attributes& text(const char* name, const std::string& value, bool terminated = true);
 
   const nvinfer1::PluginFieldCollection* collection();
 
