@@ -24,9 +24,8 @@ inline bool try_product(std::initializer_list<int64_t> sizes, int64_t* result, i
   for (const int64_t size : sizes) {
     if (size < 0) return false;
     any_zero |= size == 0;
-    if (size == 0 || too_large) continue;
-    too_large = product > most / size;
-    if (!too_large) product *= size;
+    // Once too large it stays so: a later zero is the only thing that still matters.
+    too_large |= size != 0 && (__builtin_mul_overflow(product, size, &product) || product > most);
   }
   if (too_large && !any_zero) return false;
   *result = any_zero ? 0 : product;
