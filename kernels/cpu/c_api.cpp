@@ -3,49 +3,79 @@
 
 #define UMV2_EXPORT extern "C" __attribute__((visibility("default")))
 
-// Each returns 0, or 1 when this processor does not run the kernels of `target` (null: the fastest).
+// Each returns 0; 1 when this processor does not run the kernels of `target` (null: the fastest); or 2 when a kernel
+// refuses what it read.
+namespace {
+enum Answer : int { kDone = 0, kNoSuchTarget = 1, kRefused = 2 };
+}  // namespace
 
-UMV2_EXPORT int umv2_memory_lookup(const char* target, const umv2::LookupArgs* args, int64_t tokens, float* output) {
+UMV2_EXPORT int umv2_memory_lookup(const char* target, const umv2::LookupArgs* args, const umv2::LookupToken* all,
+                                   int64_t tokens, float* output) {
   const umv2::Kernels* kernels = umv2::find_kernels(target);
-  if (kernels == nullptr) return 1;
+  if (kernels == nullptr) return kNoSuchTarget;
   const int64_t width = args->groups * args->value_dim;
-  for (int64_t token = 0; token < tokens; ++token) {
-    kernels->memory_lookup(*args, token, 0, args->hits, output + token * width);
+  for (int64_t t = 0; t < tokens; ++t) {
+    const umv2::LookupToken token{all->indices + t * args->hits, all->scores + t * args->hits * args->cores,
+                                  all->group ? all->group + t * args->hits : nullptr,
+                                  all->query ? all->query + t * args->pre_value_dim : nullptr};
+    if (!kernels->memory_lookup(*args, token, 0, args->hits, output + t * width)) return kRefused;
   }
-  return 0;
+  return kDone;
 }
 
-UMV2_EXPORT int umv2_tucker_topk(const char* target, const umv2::TuckerArgs* args, int64_t tokens, int64_t* addresses,
-                                 float* scores) {
+UMV2_EXPORT int umv2_tucker_topk(const char* target, const umv2::TuckerArgs* args, const float* row_scores,
+                                 const float* col_scores, int64_t tokens, int64_t* addresses, float* scores) {
   const umv2::Kernels* kernels = umv2::find_kernels(target);
-  if (kernels == nullptr) return 1;
+  if (kernels == nullptr) return kNoSuchTarget;
+  const int64_t keys = args->keys_per_side * args->ranks;
   for (int64_t task = 0; task < tokens * args->heads; ++task) {
-    kernels->tucker_topk(*args, task / args->heads, task % args->heads, addresses + task * args->topk,
-                         scores + task * args->topk * args->core_count);
+    if (!kernels->tucker_topk(*args, task % args->heads, row_scores + task * keys, col_scores + task * keys,
+                              addresses + task * args->topk, scores + task * args->topk * args->core_count)) {
+      return kRefused;
+    }
   }
-  return 0;
+  return kDone;
 }
 
 UMV2_EXPORT int umv2_normalize(const char* target, const float* values, int64_t size, float epsilon, float* result) {
   const umv2::Kernels* kernels = umv2::find_kernels(target);
-  if (kernels == nullptr) return 1;
+  if (kernels == nullptr) return kNoSuchTarget;
   kernels->normalize(values, size, epsilon, result);
-  return 0;
+  return kDone;
+}
+
+UMV2_EXPORT void umv2_pack_panels(const void* keys, int64_t element_size, int64_t key_dim, int64_t key_count,
+                                  void* panels) {
+  umv2::pack_panels(keys, element_size, key_dim, key_count, panels);
 }
 
 UMV2_EXPORT int umv2_key_scores(const char* target, const umv2::KeyScoresArgs* args, int64_t tokens) {
   const umv2::Kernels* kernels = umv2::find_kernels(target);
-  if (kernels == nullptr) return 1;
-  kernels->key_scores(*args, 0, tokens, 0, args->key_count);
-  return 0;
+  if (kernels == nullptr) return kNoSuchTarget;
+  kernels->key_scores(*args, 0, tokens, 0, (args->key_count + umv2::kPanelKeys - 1) / umv2::kPanelKeys);
+  return kDone;
+}
+
+UMV2_EXPORT int umv2_widen(const char* target, const uint16_t* halves, int64_t count, float* result) {
+  const umv2::Kernels* kernels = umv2::find_kernels(target);
+  if (kernels == nullptr) return kNoSuchTarget;
+  kernels->widen(halves, count, result);
+  return kDone;
+}
+
+UMV2_EXPORT int umv2_narrow(const char* target, const float* values, int64_t count, uint16_t* result) {
+  const umv2::Kernels* kernels = umv2::find_kernels(target);
+  if (kernels == nullptr) return kNoSuchTarget;
+  kernels->narrow(values, count, result);
+  return kDone;
 }
 
 UMV2_EXPORT int umv2_gather(const char* target, const float* table, int64_t row_size, const int64_t* indices,
                             int64_t count, float* sum) {
   const umv2::Kernels* kernels = umv2::find_kernels(target);
-  if (kernels == nullptr) return 1;
+  if (kernels == nullptr) return kNoSuchTarget;
   *sum = kernels->gather(table, row_size, indices, count);
-  return 0;
+  return kDone;
 }
 
 // Name of the kernels that the op library uses, or null when UMV2_CPU_TARGET names none that run here.

@@ -4,14 +4,16 @@
 
 #include "kernels.h"
 
-#define UMV2_DECLARE(target)                                                                            \
-  namespace target {                                                                                    \
-  void memory_lookup(const LookupArgs&, int64_t, int64_t, int64_t, float*);                             \
-  void tucker_topk(const TuckerArgs&, int64_t, int64_t, int64_t*, float*);                              \
-  void normalize(const float*, int64_t, float, float*);                                                 \
-  void key_scores(const KeyScoresArgs&, int64_t, int64_t, int64_t, int64_t);                            \
-  float gather(const float*, int64_t, const int64_t*, int64_t);                                         \
-  constexpr Kernels kernels{#target, memory_lookup, tucker_topk, normalize, key_scores, gather};        \
+#define UMV2_DECLARE(target)                                                                                  \
+  namespace target {                                                                                          \
+  bool memory_lookup(const LookupArgs&, const LookupToken&, int64_t, int64_t, float*);                        \
+  bool tucker_topk(const TuckerArgs&, int64_t, const float*, const float*, int64_t*, float*);                 \
+  void normalize(const float*, int64_t, float, float*);                                                       \
+  void key_scores(const KeyScoresArgs&, int64_t, int64_t, int64_t, int64_t);                                  \
+  void widen(const uint16_t*, int64_t, float*);                                                               \
+  void narrow(const float*, int64_t, uint16_t*);                                                              \
+  float gather(const float*, int64_t, const int64_t*, int64_t);                                               \
+  constexpr Kernels kernels{#target, memory_lookup, tucker_topk, normalize, key_scores, widen, narrow, gather}; \
   }
 
 namespace umv2 {

@@ -227,7 +227,8 @@ def test_the_library_exports_its_entry_points_only() -> None:
         ["nm", "-D", "--defined-only", native_library()], capture_output=True, text=True, check=True
     )
     names = {line.split()[-1] for line in symbols.stdout.splitlines()}
-    kernels = ("cpu_target", "gather", "key_scores", "memory_lookup", "normalize", "tucker_topk")
+    kernels = ("cpu_target", "gather", "key_scores", "memory_lookup", "narrow", "normalize", "pack_panels")
+    kernels += ("tucker_topk", "widen")
     assert names == {"RegisterCustomOps", *(f"umv2_{kernel}" for kernel in kernels)}
 
 
