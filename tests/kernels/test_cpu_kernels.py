@@ -222,7 +222,9 @@ def test_an_index_outside_the_table_is_refused(target: str, hits: int, index: in
         indices = np.zeros((1, hits), np.int64)
         indices[0, place] = index
         with pytest.raises(ValueError, match="out of range"):
-            native_kernels.memory_lookup(target, indices, np.ones((1, hits, 1), np.float32), [np.ones((7, 5), np.float32)])
+            native_kernels.memory_lookup(
+                target, indices, np.ones((1, hits, 1), np.float32), [np.ones((7, 5), np.float32)]
+            )
 
 
 @targets
