@@ -33,8 +33,8 @@ Array = npt.NDArray[Any]
 
 CPU_TARGETS = ("portable", "avx2", "avx512")
 
-# kPanelKeys of kernels/cpu/kernels.h, and what a kernel answers that found a fault in what it read.
-_PANEL_KEYS, _CACHE_LINE, _REFUSED = 16, 64, 2
+# Of kernels/cpu/kernels.h, and of the processor.
+_PANEL_KEYS, _CACHE_LINE = 16, 64
 
 _STORAGES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3}
 
@@ -109,6 +109,8 @@ def load_kernels() -> ctypes.CDLL:
     """
     library = ctypes.CDLL(os.environ.get("UMV2_KERNEL_LIBRARY") or native_library())
     library.umv2_cpu_target.restype = ctypes.c_char_p
+    library.umv2_kernels.restype = ctypes.c_void_p
+    library.umv2_memory_lookup.restype = library.umv2_tucker_topk.restype = ctypes.c_bool
     return library
 
 
@@ -126,8 +128,7 @@ def cpu_target() -> str:
 
 def runnable_targets() -> list[str]:
     """The targets of CPU_TARGETS whose kernels this processor runs."""
-    empty = np.zeros((0,), dtype=np.float32)
-    return [target for target in CPU_TARGETS if _gather(target, empty, 0, np.zeros((0,), dtype=np.int64)) is not None]
+    return [target for target in CPU_TARGETS if load_kernels().umv2_kernels(target.encode()) is not None]
 
 
 def memory_lookup(
@@ -185,14 +186,14 @@ def memory_lookup(
         group=_address(group, np.int64),
         query=_address(query, np.float32),
     )
-    status = load_kernels().umv2_memory_lookup(
-        target.encode(),
+    accepted = load_kernels().umv2_memory_lookup(
+        _kernels(target),
         ctypes.byref(arguments),
         ctypes.byref(all_tokens),
         ctypes.c_int64(tokens),
         ctypes.c_void_p(output.ctypes.data),
     )
-    _check(status, target)
+    _require_accepted(accepted)
     return output
 
 
@@ -218,18 +219,16 @@ def tucker_topk(
         row_topk=row_topk,
         topk=topk,
     )
-    _check(
-        load_kernels().umv2_tucker_topk(
-            target.encode(),
-            ctypes.byref(arguments),
-            ctypes.c_void_p(_address(row_scores, np.float32)),
-            ctypes.c_void_p(_address(col_scores, np.float32)),
-            ctypes.c_int64(tokens),
-            ctypes.c_void_p(addresses.ctypes.data),
-            ctypes.c_void_p(scores.ctypes.data),
-        ),
-        target,
+    accepted = load_kernels().umv2_tucker_topk(
+        _kernels(target),
+        ctypes.byref(arguments),
+        ctypes.c_void_p(_address(row_scores, np.float32)),
+        ctypes.c_void_p(_address(col_scores, np.float32)),
+        ctypes.c_int64(tokens),
+        ctypes.c_void_p(addresses.ctypes.data),
+        ctypes.c_void_p(scores.ctypes.data),
     )
+    _require_accepted(accepted)
     return addresses, scores
 
 
@@ -237,14 +236,13 @@ def normalize(target: str, values: Array, epsilon: float) -> Array:
     """Each row of fp32 [rows, size], divided by its root mean square."""
     result = np.full(values.shape, np.nan, dtype=np.float32)
     for row, out in zip(values, result, strict=True):
-        status = load_kernels().umv2_normalize(
-            target.encode(),
+        load_kernels().umv2_normalize(
+            _kernels(target),
             ctypes.c_void_p(_address(row, np.float32)),
             ctypes.c_int64(row.size),
-            ctypes.c_float(epsilon),
+            ctypes.byref(ctypes.c_float(epsilon)),
             ctypes.c_void_p(out.ctypes.data),
         )
-        _check(status, target)
     return result
 
 
@@ -275,8 +273,7 @@ def key_scores(target: str, queries: Array, keys: Sequence[Array], *, key_dtype:
         scores_size=key_count * joined,
         key_type=_STORAGES[key_dtype],
     )
-    status = load_kernels().umv2_key_scores(target.encode(), ctypes.byref(arguments), ctypes.c_int64(tokens))
-    _check(status, target)
+    load_kernels().umv2_key_scores(_kernels(target), ctypes.byref(arguments), ctypes.c_int64(tokens))
     return scores
 
 
@@ -301,47 +298,39 @@ def _panels(keys: Array, key_dtype: str) -> Array:
 def widen(target: str, halves: Array) -> Array:
     """fp16 of one axis as fp32."""
     result = np.full(halves.shape, np.nan, dtype=np.float32)
-    status = load_kernels().umv2_widen(
-        target.encode(),
+    load_kernels().umv2_widen(
+        _kernels(target),
         ctypes.c_void_p(_address(halves, np.float16)),
         ctypes.c_int64(halves.size),
         ctypes.c_void_p(result.ctypes.data),
     )
-    _check(status, target)
     return result
 
 
 def narrow(target: str, values: Array) -> Array:
     """fp32 of one axis as fp16, rounded to nearest even."""
     result = np.full(values.shape, np.nan, dtype=np.float16)
-    status = load_kernels().umv2_narrow(
-        target.encode(),
+    load_kernels().umv2_narrow(
+        _kernels(target),
         ctypes.c_void_p(_address(values, np.float32)),
         ctypes.c_int64(values.size),
         ctypes.c_void_p(result.ctypes.data),
     )
-    _check(status, target)
     return result
 
 
 def gather(target: str, table: Array, indices: Array) -> float:
     """Sum of whole rows of an fp32 table [rows, size], read one after the other: the yardstick of benchmarks."""
-    result = _gather(target, table, table.shape[1], indices)
-    _check(0 if result is not None else 1, target)
-    return result or 0.0
-
-
-def _gather(target: str, table: Array, row_size: int, indices: Array) -> float | None:
     total = ctypes.c_float()
-    status = load_kernels().umv2_gather(
-        target.encode(),
+    load_kernels().umv2_gather(
+        _kernels(target),
         ctypes.c_void_p(_address(table, np.float32)),
-        ctypes.c_int64(row_size),
+        ctypes.c_int64(table.shape[1]),
         ctypes.c_void_p(_address(indices, np.int64)),
         ctypes.c_int64(indices.size),
         ctypes.byref(total),
     )
-    return None if status else float(total.value)
+    return float(total.value)
 
 
 def _address(array: Array | None, dtype: type) -> int | None:
@@ -357,8 +346,13 @@ def _pointers(addresses: Iterable[int]) -> "ctypes.Array[ctypes.c_void_p]":
     return (ctypes.c_void_p * len(listed))(*listed)
 
 
-def _check(status: int, target: str) -> None:
-    if status == _REFUSED:
-        raise ValueError("the kernel refuses its inputs: an index out of range, or NaN among the scores")
-    if status:
+def _kernels(target: str) -> ctypes.c_void_p:
+    found: int | None = load_kernels().umv2_kernels(target.encode())
+    if found is None:
         raise EnvironmentUnfit(f"this processor does not run the kernels {target!r}", fix="see `umv2-export env`")
+    return ctypes.c_void_p(found)
+
+
+def _require_accepted(accepted: bool) -> None:
+    if not accepted:
+        raise ValueError("the kernel refuses its inputs: an index out of range, or NaN among the scores")

@@ -106,7 +106,10 @@ constexpr int64_t panel_elements(int64_t key_dim, int64_t key_count) {
 // Puts keys [key_dim, key_count] of 4 or 2 bytes each into panels.
 void pack_panels(const void* keys, int64_t element_size, int64_t key_dim, int64_t key_count, void* panels);
 
-// The kernels of a target (portable, avx2, avx512), or null when this processor does not run them.
+// The kernels of a target (portable, avx2, avx512) that this library holds, or null.
+const Kernels* compiled_kernels(const char* target);
+
+// The same where this processor runs them, else null; of no target in particular (null), the fastest.
 const Kernels* find_kernels(const char* target);
 
 // The fastest kernels that this processor runs, or those that the environment variable UMV2_CPU_TARGET names; null when

@@ -103,7 +103,7 @@ def check_tucker(
     levels: int = 0,
     seed: int = 0,
 ) -> None:
-    """Compare one random retrieval with the oracle; with `levels`, so few whole numbers are drawn that many are tied."""
+    """Compare one random retrieval with the oracle; of few whole numbers (`levels`) many are tied."""
     rng = np.random.default_rng(seed)
 
     def scores(*shape: int) -> Array:

@@ -1,4 +1,4 @@
-"""Random attributes and shapes: an op answers as the oracle does, or refuses in its own words, and touches nothing else.
+"""Random attributes and shapes: an op answers as the oracle does or refuses in its own words, and touches nothing else.
 
 `make test-native` runs this with a library that AddressSanitizer watches.
 """
@@ -27,7 +27,7 @@ EDGES = [0, -1, 1, 2, 3, 2**15, 2**23 + 1, 2**31, 2**32, 2**61, 2**62, 2**62 + 4
 edges = st.sampled_from(EDGES)
 small = st.integers(0, 5)
 
-many = settings(max_examples=150, deadline=None)
+many = settings(max_examples=100, deadline=None)
 
 
 def run(model: onnx.ModelProto, feed: dict[str, Array], attributes: dict[str, int]) -> list[Array] | None:
@@ -43,7 +43,8 @@ def run(model: onnx.ModelProto, feed: dict[str, Array], attributes: dict[str, in
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return [np.asarray(output) for output in session.run(None, feed)]
     except Exception as error:  # the runtime's exceptions share no base
-        assert "umv2::" in str(error), error
+        if "umv2::" not in str(error):
+            raise
         return None
 
 
@@ -64,7 +65,7 @@ def drawn_shapes(data: st.DataObject, shapes: dict[str, tuple[int, ...]]) -> dic
     return shapes
 
 
-def drawn_attributes(data: st.DataObject, attributes: dict[str, int]) -> dict[str, int]:
+def drawn_attributes(data: st.DataObject, attributes: dict[str, int]) -> dict[str, Any]:
     """The attributes, in half of all cases with one of them replaced by a number that wraps around."""
     if data.draw(st.booleans()):
         attributes[data.draw(st.sampled_from(sorted(attributes)))] = data.draw(edges)
@@ -152,11 +153,10 @@ def test_key_scores_of_random_attributes_and_shapes_are_right_or_refused(
     rows, cols = chunks[:matrices], chunks[matrices:]
     signature = KeyScoresSignature(rows, cols, held, held, len(chunks), key_dim, n, heads, ranks, by_rank, 1e-5)
     columns = heads * n if by_rank else n * ranks
-    shapes = drawn_shapes(
-        data, {"queries": (t, len(chunks) * key_dim)} | {name: (key_dim, columns) for name in signature.matrices}
-    )
+    matrix: tuple[int, ...] = (key_dim, columns)
+    shapes = drawn_shapes(data, dict.fromkeys(signature.matrices, matrix) | {"queries": (t, len(chunks) * key_dim)})
     names = {"key_dim": key_dim, "heads": heads, "ranks": ranks, "row_matrices": matrices, "by_rank": int(by_rank)}
-    attributes = drawn_attributes(data, names)
+    attributes = drawn_attributes(data, dict(names))
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     feed: dict[str, Array] = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     model, given_feed = key_scores_model(signature), dict(feed)

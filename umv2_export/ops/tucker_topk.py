@@ -4,11 +4,11 @@
     stage 2   G_c = row_scores[I] @ cores[c] @ col_scores[J]^T,   best = top-k of sum_c G_c
     output    addresses = I[best // M] * N + J[best % M],   scores = G_c[best]
 
-Scores are raw: no softmax, any sign. Of equal scores, -0 and +0 among them, those of the lowest keys are kept in stage 1
-and those of the lowest addresses in stage 2. NaN, which infinite scores can give, ranks with minus infinity. The order of
-the hits is unspecified. This reference and the kernels keep that rule; the ONNX body keeps it in stage 1, and in stage 2
-ranks cells by the order in which the runtime returns the keys. Source: UltraMemV2, arXiv 2508.18756; the
-Tucker retrieval is that of UltraMem, arXiv 2411.12364, section 3.
+Scores are raw: no softmax, any sign. Of equal scores, -0 and +0 among them, those of the lowest keys are kept in stage
+1 and those of the lowest addresses in stage 2. NaN, which infinite scores can give, ranks with minus infinity. The
+order of the hits is unspecified. This reference and the kernels keep that rule; the ONNX body keeps it in stage 1, and
+in stage 2 ranks equal cells by the order in which the runtime returns the keys. Source: UltraMemV2, arXiv 2508.18756;
+the Tucker retrieval is that of UltraMem, arXiv 2411.12364, section 3.
 """
 
 import onnx_ir as ir
