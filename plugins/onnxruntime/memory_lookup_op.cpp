@@ -16,8 +16,8 @@ namespace {
 constexpr int64_t kFewTokens = 8;
 constexpr int64_t kBlockHits = 16;
 
-// Less than this is read sooner than another thread wakes.
-constexpr int64_t kBytesWorthThreads = 1 << 14;
+// Less than this is read by one thread in 7 us, about as long as another takes to wake up and be waited for.
+constexpr int64_t kBytesWorthThreads = 1 << 15;
 
 int64_t element_size(ElementType type) { return type == kFloat ? 4 : type == kInt8 ? 1 : 2; }
 

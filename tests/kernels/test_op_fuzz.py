@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from umv2_export import native_library
-from umv2_export.bench.one_node import key_scores_model, lookup_model, tucker_model
+from umv2_export.bench.one_node import key_scores_model, lookup_model, tucker_model, with_constants
 from umv2_export.ops import KeyScoresSignature, LookupSignature
 
 Array = npt.NDArray[Any]
@@ -161,11 +161,7 @@ def test_key_scores_of_random_attributes_and_shapes_are_right_or_refused(
     feed: dict[str, Array] = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     model, given_feed = key_scores_model(signature), dict(feed)
     if constant:
-        kept = [value for value in model.graph.input if value.name == "queries"]
-        del model.graph.input[:]
-        model.graph.input.extend(kept)
-        for name in signature.matrices:
-            model.graph.initializer.append(onnx.numpy_helper.from_array(given_feed.pop(name), name))
+        model = with_constants(model, {name: given_feed.pop(name) for name in signature.matrices})
     found = run(model, given_feed, attributes)
     if found is None or attributes != names:
         return
