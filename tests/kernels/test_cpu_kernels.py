@@ -312,10 +312,16 @@ def test_scores_of_whole_and_broken_panels_agree_with_float64(target: str, keys:
 
 
 @targets
+@pytest.mark.parametrize("tokens", [1, 12, 30])
+def test_scores_of_keys_of_many_elements_agree_with_float64(target: str, tokens: int) -> None:
+    check_key_scores(target, tokens=tokens, key_dim=700, keys=50, joined=2)
+
+
+@targets
 def test_a_token_has_the_same_scores_beside_any_number_of_others(target: str) -> None:
     rng = np.random.default_rng(0)
-    queries = rng.standard_normal((70, 48)).astype(np.float32)
-    keys = [rng.standard_normal((24, 100)).astype(np.float16) for _ in range(2)]
+    queries = rng.standard_normal((70, 600)).astype(np.float32)
+    keys = [rng.standard_normal((300, 100)).astype(np.float16) for _ in range(2)]
     together = native_kernels.key_scores(target, queries, keys, key_dtype="float16")
     for count in range(1, 30):
         alone = native_kernels.key_scores(target, queries[:count], keys, key_dtype="float16")
