@@ -23,12 +23,9 @@ const T* row_of(const LookupArgs& args, int64_t index) {
   return static_cast<const T*>(args.shards[shard]) + local * (args.pre_value_dim + args.value_dim);
 }
 
-template <typename T>
-void prefetch_row(const LookupArgs& args, const T* row) {
-  const char* byte = reinterpret_cast<const char*>(row);
-  const int64_t size = (args.pre_value_dim + args.value_dim) * static_cast<int64_t>(sizeof(T));
-  for (int64_t offset = 0; offset < size; offset += kCacheLine) __builtin_prefetch(byte + offset, 0, 0);
-}
+// Into the second-level cache. What bypasses it (a hint of 0) has few places in the first-level cache of an Intel processor,
+// and four rows of 4 KiB are thrown out before they are read: 64 rows took 55 us on one thread, and take 25 us.
+inline void prefetch(const void* line) { __builtin_prefetch(line, 0, 2); }
 
 // Calls step(x) for each whole vector in [begin, end), and prefetches what lies at the same place in the rows `ahead`, one
 // line of each at a time: 64 prefetches at once, four rows of 1 KiB, keep the loads of this row waiting (int8: 0.7 of
@@ -38,11 +35,11 @@ int64_t each_vector(const T* const* ahead, int64_t begin, int64_t end, const Ste
   constexpr int64_t kLine = kCacheLine / static_cast<int64_t>(sizeof(T));
   int64_t x = begin;
   for (; x + kLine <= end; x += kLine) {
-    for (int n = 0; n < N; ++n) __builtin_prefetch(ahead[n] + x, 0, 0);
+    for (int n = 0; n < N; ++n) prefetch(ahead[n] + x);
     for (int64_t y = x; y < x + kLine; y += Vec::kWidth) step(y);
   }
   if (x < end) {
-    for (int n = 0; n < N; ++n) __builtin_prefetch(ahead[n] + x, 0, 0);
+    for (int n = 0; n < N; ++n) prefetch(ahead[n] + x);
   }
   for (; x + Vec::kWidth <= end; x += Vec::kWidth) step(x);
   return x;
@@ -129,7 +126,8 @@ bool add_fours(const LookupArgs& args, const LookupToken& token, int64_t& hit, i
   for (int n = 0; n < kRows; ++n) {
     ahead[n] = row_of<T>(args, token.indices[hit + n]);
     if (ahead[n] == nullptr) return false;
-    prefetch_row<T>(args, ahead[n]);
+    // Their first lines; all of them, 256 of 4 KiB rows, would keep the first loads waiting.
+    prefetch(ahead[n]);
   }
   bool fresh = true;
   for (; hit + kRows <= last; hit += kRows, fresh = false) {
@@ -139,7 +137,7 @@ bool add_fours(const LookupArgs& args, const LookupToken& token, int64_t& hit, i
       const int64_t next = token.indices[std::min(hit + kRows + n, last - 1)];
       ahead[n] = row_of<T>(args, next);
       if (ahead[n] == nullptr) return false;
-      if (args.row_scales) __builtin_prefetch(args.row_scales + 2 * next, 0, 0);
+      if (args.row_scales) prefetch(args.row_scales + 2 * next);
     }
     const bool sound = fresh ? add_hits<kRows, true>(args, token, hit, rows, ahead, output)
                              : add_hits<kRows, false>(args, token, hit, rows, ahead, output);
