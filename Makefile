@@ -9,7 +9,7 @@ ONNXRUNTIMES := 1.20.0,1.20.1,1.21.1,1.22.1,1.23.1,1.23.2,1.24.4,1.28.0,1.31.1,i
 
 .PHONY: demo test test-native test-runtimes lint format bench gpu wheel clean
 
-NATIVE := $(wildcard kernels/cpu/* plugins/cuda/* plugins/onnxruntime/* plugins/onnxruntime_cuda/*)
+NATIVE := $(wildcard kernels/cpu/* plugins/common/* plugins/cuda/* plugins/onnxruntime/* plugins/onnxruntime_cuda/*)
 
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt cli.py $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
@@ -25,13 +25,14 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The kernels again, under AddressSanitizer and UBSan; python itself is not built with them, so they are preloaded.
+# The kernels and ops again, under AddressSanitizer and UBSan; python itself is not built with them, so they are preloaded.
+# An allocation that is too large returns null there too, as it does without them.
 SANITIZED := build/sanitized
 test-native: $(STAMP)
 	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DUMV2_SANITIZE=ON \
 		-DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
 	$(BIN)/cmake --build $(SANITIZED)
-	UMV2_KERNEL_LIBRARY=$(SANITIZED)/libumv2_onnxruntime.so ASAN_OPTIONS=detect_leaks=0 \
+	UMV2_KERNEL_LIBRARY=$(SANITIZED)/libumv2_onnxruntime.so ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 		LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 		$(BIN)/python -m pytest tests/kernels
 

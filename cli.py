@@ -46,6 +46,13 @@ __all__ = ["cli", "main"]
 # Anonymous memory of `convert` and `init`: imports, and a few pieces of a table.
 NATIVE_MEMORY = 600 * 10**6
 
+# The most that a number on the command line may be: of threads, which are all started at once; of counted calls, whose
+# times are kept; of sequences and tokens, for which memory is taken; of a seed, which generators keep in 64 bits.
+MOST_THREADS = 256
+MOST_CALLS = 100_000
+MOST_TOKENS = 2**20
+MOST_SEED = 2**63 - 1
+
 # Of the files of one GPU kernel (0.26 MB in the mean).
 KERNEL_BYTES = 300 * 10**3
 
@@ -101,8 +108,8 @@ def token_ids(text: str) -> tuple[int, ...]:
 def sizes(text: str) -> tuple[int, ...]:
     """Different sizes separated by commas, in ascending order."""
     numbers = token_ids(text)
-    if min(numbers) < 1:
-        raise click.BadParameter(f"{text!r} holds a size below 1; write 1,8,64")
+    if min(numbers) < 1 or max(numbers) > MOST_TOKENS:
+        raise click.BadParameter(f"{text!r} holds a size that is not from 1 to {MOST_TOKENS}; write 1,8,64")
     return tuple(sorted(set(numbers)))
 
 
@@ -177,7 +184,7 @@ def checkpoint_options(command: Command) -> Command:
         ),
         click.option(
             "--row-topk",
-            type=click.IntRange(min=1),
+            type=click.IntRange(1, 2**31 - 1),
             help="Row keys, and column keys, that survive stage 1 of a retrieval; default: as the checkpoint says.",
         ),
     ):
@@ -309,7 +316,9 @@ def convert(
 @cli.command()
 @click.argument("preset", type=click.Choice(sorted(PRESETS)))
 @output_options
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same checkpoint.")
+@click.option(
+    "--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True, help="Same seed, same checkpoint."
+)
 @click.option(
     "--scheme",
     type=click.Choice(SCHEMES),
@@ -481,7 +490,7 @@ def onnx(
     "--atol", type=tolerance, metavar="FLOAT", help="Absolute tolerance; default by dtype, see docs/parity.md."
 )
 @click.option("--rtol", type=tolerance, metavar="FLOAT", help="Relative tolerance.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the test inputs.")
+@click.option("--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True, help="Of the test inputs.")
 @click.option(
     "--prompt-file",
     type=TEXT_FILE,
@@ -562,7 +571,7 @@ def parity(
 @click.argument("bundle", type=FOLDER)
 @click.option("--prompt", help="Text; needs a tokenizer.json in the bundle, or --tokenizer.")
 @click.option("--prompt-ids", type=token_ids, metavar="IDS", help="Token ids, such as 1,2,3.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=32, show_default=True, help="Most tokens to add.")
+@click.option("--max-new-tokens", type=click.IntRange(1, MOST_TOKENS), default=32, show_default=True, help="To add.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
 @tokenizer_option
 @click.option("--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", show_default=True)
@@ -672,11 +681,11 @@ def verify(path: Path, as_json: bool) -> None:
 )
 @click.option("--batch", "batches", type=sizes, metavar="SIZES", default="1,4,8,16,32,64,256", show_default=True)
 @click.option(
-    "--past", type=click.IntRange(min=0), default=64, show_default=True, help="Cached positions of a sequence."
+    "--past", type=click.IntRange(0, MOST_TOKENS), default=64, show_default=True, help="Cached positions of a sequence."
 )
-@click.option("--prefill", type=click.IntRange(min=1), default=256, show_default=True, help="Tokens of the prompt.")
-@click.option("--iterations", type=click.IntRange(min=3), default=20, show_default=True, help="Counted calls of each.")
-@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--prefill", type=click.IntRange(1, MOST_TOKENS), default=256, show_default=True, help="Prompt tokens.")
+@click.option("--iterations", type=click.IntRange(3, MOST_CALLS), default=20, show_default=True, help="Counted calls.")
+@click.option("--threads", type=click.IntRange(1, MOST_THREADS), default=2, show_default=True)
 @click.option(
     "--text",
     type=TEXT_FILE,
@@ -902,8 +911,10 @@ def kernels(
 
 
 @cli.command("bench-op")
-@click.option("--rounds", type=click.IntRange(min=5), default=40, show_default=True, help="Counted calls of each.")
-@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option(
+    "--rounds", type=click.IntRange(5, MOST_CALLS), default=40, show_default=True, help="Counted calls of each."
+)
+@click.option("--threads", type=click.IntRange(1, MOST_THREADS), default=2, show_default=True)
 @json_option
 def bench_op(rounds: int, threads: int, as_json: bool) -> None:
     """Time the native ops against their peers and the machine's plain gather, on tables of 4 GiB."""

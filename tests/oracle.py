@@ -95,8 +95,8 @@ def tucker_topk(
 
     Stage 1 keeps ``row_topk`` rows and columns by their rank-1 merged scores (``u`` merges rows, ``v`` columns).
     Stage 2 scores the kept grid exactly, one grid per core, and keeps the cells with the largest sum over the cores.
-    Ties go to the earlier position: in stage 1 the lower key, in stage 2 the earlier kept row, then column. The result
-    is in descending order of that sum, which the contract leaves free.
+    Ties go to the lower number: in stage 1 of the key, in stage 2 of the address. The result is in descending order of
+    that sum, which the contract leaves free.
 
     Args:
         row_scores: [T, H, N, R].
@@ -126,8 +126,8 @@ def tucker_topk(
     scores_TKC = np.zeros((tokens, heads * topk, len(cores_CHRR)), dtype=np.float64)
     for t in range(tokens):
         for h in range(heads):
-            rows_M = _largest(row_scores_THNR[t, h] @ u_HR[h], row_topk)
-            cols_M = _largest(col_scores_THNR[t, h] @ v_HR[h], row_topk)
+            rows_M = np.sort(_largest(row_scores_THNR[t, h] @ u_HR[h], row_topk))
+            cols_M = np.sort(_largest(col_scores_THNR[t, h] @ v_HR[h], row_topk))
             a_MR, b_MR = row_scores_THNR[t, h, rows_M], col_scores_THNR[t, h, cols_M]
             grids_CMM = np.stack([a_MR @ core_RR @ b_MR.T for core_RR in cores_CHRR[:, h]])
             best = _largest(grids_CMM.sum(axis=0).reshape(-1), topk)

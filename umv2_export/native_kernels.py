@@ -5,7 +5,7 @@ For tests and benchmarks; a model calls them through its runtime. What the ops m
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -22,14 +22,19 @@ __all__ = [
     "key_scores",
     "load_kernels",
     "memory_lookup",
+    "narrow",
     "normalize",
     "runnable_targets",
     "tucker_topk",
+    "widen",
 ]
 
 Array = npt.NDArray[Any]
 
 CPU_TARGETS = ("portable", "avx2", "avx512")
+
+# Of kernels/cpu/kernels.h, and of the processor.
+_PANEL_KEYS, _CACHE_LINE = 16, 64
 
 _STORAGES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3}
 
@@ -38,12 +43,9 @@ class _LookupArgs(ctypes.Structure):
     """LookupArgs of kernels/cpu/kernels.h."""
 
     _fields_ = (
-        ("indices", ctypes.c_void_p),
-        ("scores", ctypes.c_void_p),
-        ("group", ctypes.c_void_p),
-        ("query", ctypes.c_void_p),
         ("row_scales", ctypes.c_void_p),
         ("shards", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
         ("rows_per_shard", ctypes.c_int64),
         ("hits", ctypes.c_int64),
         ("cores", ctypes.c_int64),
@@ -55,12 +57,21 @@ class _LookupArgs(ctypes.Structure):
     )
 
 
+class _LookupToken(ctypes.Structure):
+    """LookupToken of kernels/cpu/kernels.h; here of the first of several tokens."""
+
+    _fields_ = (
+        ("indices", ctypes.c_void_p),
+        ("scores", ctypes.c_void_p),
+        ("group", ctypes.c_void_p),
+        ("query", ctypes.c_void_p),
+    )
+
+
 class _TuckerArgs(ctypes.Structure):
     """TuckerArgs of kernels/cpu/kernels.h."""
 
     _fields_ = (
-        ("row_scores", ctypes.c_void_p),
-        ("col_scores", ctypes.c_void_p),
         ("u", ctypes.c_void_p),
         ("v", ctypes.c_void_p),
         ("cores", ctypes.c_void_p),
@@ -78,13 +89,13 @@ class _KeyScoresArgs(ctypes.Structure):
 
     _fields_ = (
         ("queries", ctypes.c_void_p),
-        ("keys", ctypes.c_void_p),
+        ("panels", ctypes.c_void_p),
         ("scores", ctypes.c_void_p),
+        ("joined", ctypes.c_int64),
         ("query_size", ctypes.c_int64),
         ("key_dim", ctypes.c_int64),
         ("key_count", ctypes.c_int64),
         ("scores_size", ctypes.c_int64),
-        ("score_stride", ctypes.c_int64),
         ("key_type", ctypes.c_int),
     )
 
@@ -98,6 +109,8 @@ def load_kernels() -> ctypes.CDLL:
     """
     library = ctypes.CDLL(os.environ.get("UMV2_KERNEL_LIBRARY") or native_library())
     library.umv2_cpu_target.restype = ctypes.c_char_p
+    library.umv2_kernels.restype = ctypes.c_void_p
+    library.umv2_memory_lookup.restype = library.umv2_tucker_topk.restype = ctypes.c_bool
     return library
 
 
@@ -115,8 +128,7 @@ def cpu_target() -> str:
 
 def runnable_targets() -> list[str]:
     """The targets of CPU_TARGETS whose kernels this processor runs."""
-    empty = np.zeros((0,), dtype=np.float32)
-    return [target for target in CPU_TARGETS if _gather(target, empty, 0, np.zeros((0,), dtype=np.int64)) is not None]
+    return [target for target in CPU_TARGETS if load_kernels().umv2_kernels(target.encode()) is not None]
 
 
 def memory_lookup(
@@ -133,7 +145,7 @@ def memory_lookup(
     row_scales: Array | None = None,
     row_dtype: str = "float32",
 ) -> Array:
-    """umv2::MemoryLookup: fp32 [T, G*V]. Indices are not checked here: the op does that before it calls the kernel.
+    """umv2::MemoryLookup: fp32 [T, G*V].
 
     Args:
         target: one of CPU_TARGETS.
@@ -147,18 +159,18 @@ def memory_lookup(
         query: fp32 [T, P], given when P > 0.
         row_scales: fp32 [rows, 2], given when rows are int8.
         row_dtype: float32, float16, bfloat16 or int8.
+
+    Raises:
+        ValueError: an index or a group is out of range, or a score is NaN.
     """
     tokens, hits, cores = scores.shape
     pointers = (ctypes.c_void_p * len(rows))(*(shard.ctypes.data for shard in rows))
     value_dim = rows[0].shape[1] - pre_value_dim
     output = np.full((tokens, groups * value_dim), np.nan, dtype=np.float32)
     arguments = _LookupArgs(
-        indices=_address(indices, np.int64),
-        scores=_address(scores, np.float32),
-        group=_address(group, np.int64),
-        query=_address(query, np.float32),
         row_scales=_address(row_scales, np.float32),
         shards=ctypes.cast(pointers, ctypes.c_void_p),
+        rows=sum(len(shard) for shard in rows),
         rows_per_shard=len(rows[0]),
         hits=hits,
         cores=cores,
@@ -168,25 +180,35 @@ def memory_lookup(
         gelu=gelu,
         row_type=_STORAGES[row_dtype],
     )
-    _check(
-        load_kernels().umv2_memory_lookup(
-            target.encode(), ctypes.byref(arguments), ctypes.c_int64(tokens), ctypes.c_void_p(output.ctypes.data)
-        ),
-        target,
+    all_tokens = _LookupToken(
+        indices=_address(indices, np.int64),
+        scores=_address(scores, np.float32),
+        group=_address(group, np.int64),
+        query=_address(query, np.float32),
     )
+    accepted = load_kernels().umv2_memory_lookup(
+        _kernels(target),
+        ctypes.byref(arguments),
+        ctypes.byref(all_tokens),
+        ctypes.c_int64(tokens),
+        ctypes.c_void_p(output.ctypes.data),
+    )
+    _require_accepted(accepted)
     return output
 
 
 def tucker_topk(
     target: str, row_scores: Array, col_scores: Array, u: Array, v: Array, cores: Array, *, row_topk: int, topk: int
 ) -> tuple[Array, Array]:
-    """umv2::TuckerTopK in fp32: addresses int64 [T, H*K] and scores [T, H*K, C]; shapes as in `umv2_export.ops`."""
+    """umv2::TuckerTopK in fp32: addresses int64 [T, H*K] and scores [T, H*K, C]; shapes as in `umv2_export.ops`.
+
+    Raises:
+        ValueError: a score is NaN.
+    """
     tokens, heads, keys_per_side, ranks = row_scores.shape
     addresses = np.full((tokens, heads * topk), -1, dtype=np.int64)
     scores = np.full((tokens, heads * topk, len(cores)), np.nan, dtype=np.float32)
     arguments = _TuckerArgs(
-        row_scores=_address(row_scores, np.float32),
-        col_scores=_address(col_scores, np.float32),
         u=_address(u, np.float32),
         v=_address(v, np.float32),
         cores=_address(cores, np.float32),
@@ -197,16 +219,16 @@ def tucker_topk(
         row_topk=row_topk,
         topk=topk,
     )
-    _check(
-        load_kernels().umv2_tucker_topk(
-            target.encode(),
-            ctypes.byref(arguments),
-            ctypes.c_int64(tokens),
-            ctypes.c_void_p(addresses.ctypes.data),
-            ctypes.c_void_p(scores.ctypes.data),
-        ),
-        target,
+    accepted = load_kernels().umv2_tucker_topk(
+        _kernels(target),
+        ctypes.byref(arguments),
+        ctypes.c_void_p(_address(row_scores, np.float32)),
+        ctypes.c_void_p(_address(col_scores, np.float32)),
+        ctypes.c_int64(tokens),
+        ctypes.c_void_p(addresses.ctypes.data),
+        ctypes.c_void_p(scores.ctypes.data),
     )
+    _require_accepted(accepted)
     return addresses, scores
 
 
@@ -214,66 +236,101 @@ def normalize(target: str, values: Array, epsilon: float) -> Array:
     """Each row of fp32 [rows, size], divided by its root mean square."""
     result = np.full(values.shape, np.nan, dtype=np.float32)
     for row, out in zip(values, result, strict=True):
-        status = load_kernels().umv2_normalize(
-            target.encode(),
+        load_kernels().umv2_normalize(
+            _kernels(target),
             ctypes.c_void_p(_address(row, np.float32)),
             ctypes.c_int64(row.size),
-            ctypes.c_float(epsilon),
+            ctypes.byref(ctypes.c_float(epsilon)),
             ctypes.c_void_p(out.ctypes.data),
         )
-        _check(status, target)
     return result
 
 
-def key_scores(target: str, queries: Array, keys: Array, *, score_stride: int = 1, key_dtype: str = "float32") -> Array:
-    """Scores of one matrix of keys: fp32 [T, N * score_stride], NaN where no score belongs.
+def key_scores(target: str, queries: Array, keys: Sequence[Array], *, key_dtype: str = "float32") -> Array:
+    """Scores of matrices of keys that are joined by rank: fp32 [T, N, R].
 
     Args:
         target: one of CPU_TARGETS.
-        queries: fp32 [T, D], normalised.
-        keys: [D, N]; bf16 as its uint16 bits.
-        score_stride: distance of two scores of a token.
+        queries: fp32 [T, R * D], normalised; a chunk of D for each matrix.
+        keys: R matrices [D, N]; bf16 as its uint16 bits.
         key_dtype: float32, float16 or bfloat16.
     """
-    tokens, key_dim = queries.shape
-    scores = np.full((tokens, keys.shape[1] * score_stride), np.nan, dtype=np.float32)
-    stored = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[key_dtype]
-    if len(keys) != key_dim:
-        raise TypeError(f"keys {keys.shape} do not fit queries {queries.shape}")
+    key_dim, key_count = keys[0].shape
+    tokens, joined = len(queries), len(keys)
+    if queries.shape[1] != joined * key_dim or any(matrix.shape != keys[0].shape for matrix in keys):
+        raise TypeError(f"keys {[matrix.shape for matrix in keys]} do not fit queries {queries.shape}")
+    scores = np.full((tokens, key_count, joined), np.nan, dtype=np.float32)
+    panels = [_panels(matrix, key_dtype) for matrix in keys]
+    first = _address(queries, np.float32) or 0
     arguments = _KeyScoresArgs(
-        queries=_address(queries, np.float32),
-        keys=_address(keys, stored),
+        queries=ctypes.cast(_pointers(first + r * key_dim * 4 for r in range(joined)), ctypes.c_void_p),
+        panels=ctypes.cast(_pointers(panel.ctypes.data for panel in panels), ctypes.c_void_p),
         scores=scores.ctypes.data,
-        query_size=key_dim,
+        joined=joined,
+        query_size=queries.shape[1],
         key_dim=key_dim,
-        key_count=keys.shape[1],
-        scores_size=scores.shape[1],
-        score_stride=score_stride,
+        key_count=key_count,
+        scores_size=key_count * joined,
         key_type=_STORAGES[key_dtype],
     )
-    status = load_kernels().umv2_key_scores(target.encode(), ctypes.byref(arguments), ctypes.c_int64(tokens))
-    _check(status, target)
+    load_kernels().umv2_key_scores(_kernels(target), ctypes.byref(arguments), ctypes.c_int64(tokens))
     return scores
+
+
+def _panels(keys: Array, key_dtype: str) -> Array:
+    """A matrix [D, N] in the order in which the kernel reads it, at the beginning of a cache line."""
+    key_dim, key_count = keys.shape
+    stored = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[key_dtype]
+    address = _address(keys, stored)
+    size = -(-key_count // _PANEL_KEYS) * _PANEL_KEYS * key_dim * keys.itemsize
+    memory = np.zeros(size + _CACHE_LINE, dtype=np.uint8)
+    panels = memory[-memory.ctypes.data % _CACHE_LINE :][:size]
+    load_kernels().umv2_pack_panels(
+        ctypes.c_void_p(address),
+        ctypes.c_int64(keys.itemsize),
+        ctypes.c_int64(key_dim),
+        ctypes.c_int64(key_count),
+        ctypes.c_void_p(panels.ctypes.data),
+    )
+    return panels
+
+
+def widen(target: str, halves: Array) -> Array:
+    """fp16 of one axis as fp32."""
+    result = np.full(halves.shape, np.nan, dtype=np.float32)
+    load_kernels().umv2_widen(
+        _kernels(target),
+        ctypes.c_void_p(_address(halves, np.float16)),
+        ctypes.c_int64(halves.size),
+        ctypes.c_void_p(result.ctypes.data),
+    )
+    return result
+
+
+def narrow(target: str, values: Array) -> Array:
+    """fp32 of one axis as fp16, rounded to nearest even."""
+    result = np.full(values.shape, np.nan, dtype=np.float16)
+    load_kernels().umv2_narrow(
+        _kernels(target),
+        ctypes.c_void_p(_address(values, np.float32)),
+        ctypes.c_int64(values.size),
+        ctypes.c_void_p(result.ctypes.data),
+    )
+    return result
 
 
 def gather(target: str, table: Array, indices: Array) -> float:
     """Sum of whole rows of an fp32 table [rows, size], read one after the other: the yardstick of benchmarks."""
-    result = _gather(target, table, table.shape[1], indices)
-    _check(0 if result is not None else 1, target)
-    return result or 0.0
-
-
-def _gather(target: str, table: Array, row_size: int, indices: Array) -> float | None:
     total = ctypes.c_float()
-    status = load_kernels().umv2_gather(
-        target.encode(),
+    load_kernels().umv2_gather(
+        _kernels(target),
         ctypes.c_void_p(_address(table, np.float32)),
-        ctypes.c_int64(row_size),
+        ctypes.c_int64(table.shape[1]),
         ctypes.c_void_p(_address(indices, np.int64)),
         ctypes.c_int64(indices.size),
         ctypes.byref(total),
     )
-    return None if status else float(total.value)
+    return float(total.value)
 
 
 def _address(array: Array | None, dtype: type) -> int | None:
@@ -284,6 +341,18 @@ def _address(array: Array | None, dtype: type) -> int | None:
     return int(array.ctypes.data)
 
 
-def _check(status: int, target: str) -> None:
-    if status:
+def _pointers(addresses: Iterable[int]) -> "ctypes.Array[ctypes.c_void_p]":
+    listed = list(addresses)
+    return (ctypes.c_void_p * len(listed))(*listed)
+
+
+def _kernels(target: str) -> ctypes.c_void_p:
+    found: int | None = load_kernels().umv2_kernels(target.encode())
+    if found is None:
         raise EnvironmentUnfit(f"this processor does not run the kernels {target!r}", fix="see `umv2-export env`")
+    return ctypes.c_void_p(found)
+
+
+def _require_accepted(accepted: bool) -> None:
+    if not accepted:
+        raise ValueError("the kernel refuses its inputs: an index out of range, or NaN among the scores")

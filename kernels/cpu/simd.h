@@ -54,6 +54,33 @@ inline float to_float(Half x) {
 #endif
 }
 
+// Rounded to nearest even.
+inline Half to_half(float value) {
+#if defined(__F16C__)
+  return {_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT)};
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  const auto half = [sign](uint32_t rest) { return Half{static_cast<uint16_t>(sign | rest)}; };
+  // NaN keeps the upper bits of its payload, made quiet: as processors with the instruction do.
+  if (magnitude > 0x7f800000u) return half(0x7e00u | ((magnitude >> 13) & 0x3ffu));
+  if (magnitude >= 0x477ff000u) return half(0x7c00u);  // 65520 and above round to infinity
+  if (magnitude < 0x38800000u) {                       // below 2^-14: subnormal, a multiple of 2^-24
+    float absolute;
+    std::memcpy(&absolute, &magnitude, sizeof absolute);
+    // Adding 0.5 leaves in the last bits of the sum the multiple, rounded to nearest even by the addition itself.
+    const float sum = absolute + 0.5f;
+    uint32_t rounded;
+    std::memcpy(&rounded, &sum, sizeof rounded);
+    return half(rounded - 0x3f000000u);
+  }
+  const uint32_t rounded = magnitude + 0x0fffu + ((magnitude >> 13) & 1u);
+  return half((rounded - (112u << 23)) >> 13);
+#endif
+}
+
 #if defined(__AVX512F__)
 
 struct Vec {

@@ -10,15 +10,12 @@
 namespace umv2::UMV2_TARGET {
 namespace {
 
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
+
 struct Candidate {
   float score;
   int32_t index;
 };
-
-// A total order, so that equal scores are cut the same way whatever the order of the candidates.
-bool better(const Candidate& a, const Candidate& b) {
-  return a.score > b.score || (a.score == b.score && a.index < b.index);
-}
 
 // What one call needs, kept by each thread: an allocation a call would cost more than the selection.
 struct Scratch {
@@ -36,24 +33,27 @@ struct Scratch {
   }
 };
 
-// The k best of the first `size` scores in `scratch` into `chosen`.
+// The k-th largest of `values`, whose order is lost.
+float kth_largest(float* values, int64_t count, int64_t k) {
+  std::nth_element(values, values + (k - 1), values + count, std::greater<float>());
+  return values[k - 1];
+}
+
+// The k best of the first `size` scores in `scratch` into `chosen`, in ascending order of their indices; of equal scores
+// those of the lowest indices. No score is NaN: it has no order.
 //
 // The k-th largest of the maxima of disjoint blocks is no larger than the k-th best score, since k blocks hold a score
 // of at least that. What lies below it is dropped by one vector comparison for a block.
 void select_best(Scratch& scratch, int64_t size, int64_t k, Candidate* chosen) {
   float* scores = scratch.scores.data();
+  float* maxima = scratch.maxima.data();
   const int64_t blocks = (size + Vec::kWidth - 1) / Vec::kWidth;
-  std::fill(scores + size, scores + blocks * Vec::kWidth, -std::numeric_limits<float>::infinity());
-  // Infinite keys can give NaN, which has no order: nth_element would run out of its range.
-  for (int64_t x = 0; x < size; ++x) {
-    scores[x] = scores[x] == scores[x] ? scores[x] : -std::numeric_limits<float>::infinity();
-  }
-  float bound = -std::numeric_limits<float>::infinity();
+  std::fill(scores + size, scores + blocks * Vec::kWidth, kLowest);
+  float bound = kLowest;
   if (blocks >= k) {
     // Maxima of groups of blocks: selecting among 4 k of them is cheap, and few more candidates pass.
     const int64_t width = std::max<int64_t>(1, blocks / (4 * k));
     const int64_t groups = blocks / width;
-    float* maxima = scratch.maxima.data();
     for (int64_t g = 0; g < groups; ++g) {
       Vec largest = Vec::load(scores + g * width * Vec::kWidth);
       for (int64_t i = 1; i < width; ++i) largest = max(largest, Vec::load(scores + (g * width + i) * Vec::kWidth));
@@ -61,8 +61,7 @@ void select_best(Scratch& scratch, int64_t size, int64_t k, Candidate* chosen) {
       largest.store(lanes);
       maxima[g] = *std::max_element(lanes, lanes + Vec::kWidth);
     }
-    std::nth_element(maxima, maxima + (k - 1), maxima + groups, std::greater<float>());
-    bound = maxima[k - 1];
+    bound = kth_largest(maxima, groups, k);
   }
   Candidate* candidates = scratch.candidates.data();
   int64_t count = 0;
@@ -74,27 +73,58 @@ void select_best(Scratch& scratch, int64_t size, int64_t k, Candidate* chosen) {
       if (index < size) candidates[count++] = {scores[index], static_cast<int32_t>(index)};
     }
   }
-  if (count > k) std::nth_element(candidates, candidates + (k - 1), candidates + count, better);
-  std::copy(candidates, candidates + k, chosen);
+  // The k-th best score by value alone; the candidates stay in order, and those equal to it fill the places left over.
+  for (int64_t i = 0; i < count; ++i) maxima[i] = candidates[i].score;
+  const float least = kth_largest(maxima, count, k);
+  int64_t above = 0;
+  for (int64_t i = 0; i < count; ++i) above += candidates[i].score > least ? 1 : 0;
+  int64_t equal = k - above;
+  for (int64_t i = 0, n = 0; n < k; ++i) {
+    const float score = candidates[i].score;
+    if (score < least || (score == least && equal-- <= 0)) continue;
+    chosen[n++] = candidates[i];
+  }
 }
 
-// scores[n] = sum over ranks of keys[n, r] * weights[r].
-void merge_ranks(const float* keys, const float* weights, int64_t size, int64_t ranks, float* scores) {
+// scores[n] = sum over ranks of keys[n, r] * weights[r]. True where a score is NaN.
+bool merge_ranks(const float* keys, const float* weights, int64_t size, int64_t ranks, float* scores) {
   if (ranks == 2) {
     const float first = weights[0], second = weights[1];
     for (int64_t n = 0; n < size; ++n) scores[n] = keys[2 * n] * first + keys[2 * n + 1] * second;
-    return;
+  } else {
+    for (int64_t n = 0; n < size; ++n) {
+      float sum = keys[n * ranks] * weights[0];
+      for (int64_t r = 1; r < ranks; ++r) sum += keys[n * ranks + r] * weights[r];
+      scores[n] = sum;
+    }
   }
-  for (int64_t n = 0; n < size; ++n) {
-    float sum = 0.0f;
-    for (int64_t r = 0; r < ranks; ++r) sum += keys[n * ranks + r] * weights[r];
-    scores[n] = sum;
+  // No early exit and no sum: the compiler makes vectors of it.
+  unsigned any_nan = 0;
+  for (int64_t n = 0; n < size; ++n) any_nan |= scores[n] != scores[n] ? 1u : 0u;
+  return any_nan != 0;
+}
+
+// Infinite keys can give NaN, which has no order: it ranks with minus infinity.
+void rank_nan_last(float* scores, int64_t size) {
+  for (int64_t x = 0; x < size; ++x) scores[x] = scores[x] == scores[x] ? scores[x] : kLowest;
+}
+
+// The best keys of one side. False where a key is NaN, and so its merged score.
+bool select_keys(Scratch& scratch, const TuckerArgs& args, const float* keys, const float* weights, Candidate* chosen) {
+  if (merge_ranks(keys, weights, args.keys_per_side, args.ranks, scratch.scores.data())) {
+    for (int64_t x = 0; x < args.keys_per_side * args.ranks; ++x) {
+      if (keys[x] != keys[x]) return false;
+    }
+    rank_nan_last(scratch.scores.data(), args.keys_per_side);
   }
+  select_best(scratch, args.keys_per_side, args.row_topk, chosen);
+  return true;
 }
 
 }  // namespace
 
-void tucker_topk(const TuckerArgs& args, int64_t token, int64_t head, int64_t* addresses, float* scores) {
+bool tucker_topk(const TuckerArgs& args, int64_t head, const float* row_keys, const float* col_keys, int64_t* addresses,
+                 float* scores) {
   thread_local Scratch scratch;
   thread_local std::vector<Candidate> rows, cols, best;
   thread_local std::vector<float> columns, weights;
@@ -106,13 +136,11 @@ void tucker_topk(const TuckerArgs& args, int64_t token, int64_t head, int64_t* a
   columns.resize(static_cast<size_t>(m * ranks));
   weights.resize(static_cast<size_t>(ranks));
 
-  const int64_t start = (token * args.heads + head) * n * ranks;
-  const float* row_keys = args.row_scores + start;
-  const float* col_keys = args.col_scores + start;
-  merge_ranks(row_keys, args.u + head * ranks, n, ranks, scratch.scores.data());
-  select_best(scratch, n, m, rows.data());
-  merge_ranks(col_keys, args.v + head * ranks, n, ranks, scratch.scores.data());
-  select_best(scratch, n, m, cols.data());
+  // Both in ascending order of their keys: cells of the grid then are in ascending order of their addresses.
+  if (!select_keys(scratch, args, row_keys, args.u + head * ranks, rows.data()) ||
+      !select_keys(scratch, args, col_keys, args.v + head * ranks, cols.data())) {
+    return false;
+  }
 
   // Rank-major, so that a row of the grid is a sum of scaled vectors.
   for (int64_t j = 0; j < m; ++j) {
@@ -134,6 +162,7 @@ void tucker_topk(const TuckerArgs& args, int64_t token, int64_t head, int64_t* a
       for (int64_t j = 0; j < m; ++j) grid[j] += weights[s] * columns[s * m + j];
     }
   }
+  rank_nan_last(scratch.scores.data(), m * m);
   select_best(scratch, m * m, args.topk, best.data());
 
   for (int64_t k = 0; k < args.topk; ++k) {
@@ -150,6 +179,7 @@ void tucker_topk(const TuckerArgs& args, int64_t token, int64_t head, int64_t* a
       scores[k * args.core_count + c] = sum;
     }
   }
+  return true;
 }
 
 }  // namespace umv2::UMV2_TARGET

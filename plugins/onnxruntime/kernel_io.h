@@ -1,16 +1,18 @@
-// What the ops share: errors as exceptions inside, as statuses outside; tensors with their shapes; fp16 in and out.
+// What the ops share: errors as exceptions inside, as statuses outside; tensors with their shapes; attributes.
 #pragma once
 
-#include <cmath>
+#include <array>
 #include <cstring>
 #include <exception>
-#include <mutex>
+#include <initializer_list>
+#include <optional>
 #include <ostream>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "../common/checked.h"
 #include "ort_abi.h"
 
 namespace umv2::ort {
@@ -23,8 +25,9 @@ class Error : public std::runtime_error {
 
 inline void check(const Api& api, Status* status, const char* what) {
   if (status == nullptr) return;
+  const std::string message = std::string("ONNX Runtime failed: ") + what + ": " + api.error_message(status);
   api.release_status(status);
-  throw Error(std::string("ONNX Runtime failed: ") + what);
+  throw Error(message);
 }
 
 // Refuses what does not hold. The message is put together from its parts, tensors by their shapes, only then: in a call of
@@ -48,16 +51,41 @@ Status* guarded(const Api& api, const char* op, const Body& body) {
   }
 }
 
-struct Tensor {
-  ElementType type;
-  std::vector<int64_t> sizes;
-  const void* data;
+// The sizes of a tensor, in place: a vector for each input would be an allocation for each.
+class Shape {
+ public:
+  static constexpr size_t kMostAxes = 4;
 
-  int64_t count() const {
-    int64_t product = 1;
-    for (int64_t size : sizes) product *= size;
-    return product;
+  Shape() = default;
+  Shape(std::initializer_list<int64_t> sizes) : rank_(sizes.size()) {
+    size_t axis = 0;
+    for (const int64_t size : sizes) sizes_[axis++] = size;
   }
+
+  size_t size() const { return rank_; }
+  int64_t operator[](size_t axis) const { return sizes_[axis]; }
+  // For the runtime to fill in; no tensor of the contract has more axes.
+  int64_t* resize(size_t rank) {
+    require(rank <= kMostAxes, "a tensor of ", rank, " axes is given, at most ", kMostAxes, " are expected");
+    rank_ = rank;
+    return sizes_.data();
+  }
+  int64_t count() const { return product_of({at(0), at(1), at(2), at(3)}, "the number of elements"); }
+  bool operator==(const Shape& other) const { return rank_ == other.rank_ && sizes_ == other.sizes_; }
+
+ private:
+  int64_t at(size_t axis) const { return axis < rank_ ? sizes_[axis] : 1; }
+
+  std::array<int64_t, kMostAxes> sizes_{};
+  size_t rank_ = 0;
+};
+
+struct Tensor {
+  ElementType type = kUndefined;
+  Shape sizes{};
+  const void* data = nullptr;
+
+  int64_t count() const { return sizes.count(); }
   template <typename T>
   const T* as() const {
     return static_cast<const T*>(data);
@@ -76,12 +104,13 @@ inline Tensor tensor_of(const Api& api, const Value* value) {
   check(api, api.tensor_info(value, &info), "tensor info");
   int type = 0;
   size_t rank = 0;
+  Tensor tensor;
   Status* status = api.element_type(info, &type);
   if (!status) status = api.rank(info, &rank);
-  Tensor tensor{kUndefined, std::vector<int64_t>(rank), nullptr};
-  if (!status) status = api.dimensions(info, tensor.sizes.data(), rank);
+  if (!status && rank <= Shape::kMostAxes) status = api.dimensions(info, tensor.sizes.resize(rank), rank);
   api.release_tensor_info(info);
   check(api, status, "shape");
+  tensor.sizes.resize(rank);
   tensor.type = static_cast<ElementType>(type);
   void* data = nullptr;
   check(api, api.tensor_data(const_cast<Value*>(value), &data), "tensor data");
@@ -96,10 +125,20 @@ inline Tensor input(const Api& api, const KernelContext* context, size_t index) 
   return tensor_of(api, value);
 }
 
+// Input `index` of a node where it is a constant of the model; it lives as long as the session.
+inline std::optional<Tensor> constant_input(const Api& api, const KernelInfo* info, size_t index) {
+  int is_constant = 0;
+  const Value* value = nullptr;
+  check(api, api.constant_input(info, index, &is_constant, &value), "constant input");
+  if (!is_constant || value == nullptr) return std::nullopt;
+  return tensor_of(api, value);
+}
+
 template <typename T>
-T* output(const Api& api, KernelContext* context, size_t index, const std::vector<int64_t>& sizes) {
+T* output(const Api& api, KernelContext* context, size_t index, std::initializer_list<int64_t> sizes) {
+  product_of(sizes, "the number of elements of an output");
   Value* value = nullptr;
-  check(api, api.output(context, index, sizes.data(), sizes.size(), &value), "output");
+  check(api, api.output(context, index, sizes.begin(), sizes.size(), &value), "output");
   void* data = nullptr;
   check(api, api.tensor_data(value, &data), "output data");
   return static_cast<T*>(data);
@@ -109,6 +148,18 @@ inline int64_t attribute(const Api& api, const KernelInfo* info, const char* nam
   int64_t value = 0;
   check(api, api.attribute_int(info, name, &value), name);
   return value;
+}
+
+// The same, with the default of the contract for a node that leaves it out; one of another type stays an error.
+inline int64_t attribute(const Api& api, const KernelInfo* info, const char* name, int64_t fallback) {
+  int64_t value = 0;
+  Status* status = api.attribute_int(info, name, &value);
+  if (status == nullptr) return value;
+  // The runtime has one error code for all that can go wrong; its message tells them apart.
+  const bool missing = std::strstr(api.error_message(status), "No attribute with name") != nullptr;
+  if (!missing) check(api, status, name);
+  api.release_status(status);
+  return fallback;
 }
 
 inline float float_attribute(const Api& api, const KernelInfo* info, const char* name) {
@@ -132,55 +183,6 @@ inline std::string text_attribute(const Api& api, const KernelInfo* info, const 
   check(api, api.attribute_string(info, name, value.data(), &size), name);
   value.resize(std::strlen(value.c_str()));
   return value;
-}
-
-// IEEE half precision, rounded to nearest even.
-float half_to_float(uint16_t bits);
-uint16_t float_to_half(float value);
-
-// The elements of an fp32 or fp16 tensor as floats: the tensor itself, or a converted copy that lives in `buffer`.
-inline const float* floats(const Tensor& tensor, std::vector<float>& buffer, const char* name) {
-  if (tensor.type == kFloat) return tensor.as<float>();
-  require(tensor.type == kFloat16, name, " must be float or float16");
-  const uint16_t* halves = tensor.as<uint16_t>();
-  buffer.resize(static_cast<size_t>(tensor.count()));
-  for (size_t i = 0; i < buffer.size(); ++i) buffer[i] = half_to_float(halves[i]);
-  return buffer.data();
-}
-
-// NaN compares false with everything: which rows win would depend on their order.
-inline void require_no_nan(const float* values, int64_t count, const char* name) {
-  // No early exit and no sum: the compiler makes vectors of it. A sum, whose order it must keep, took 110 us for 64 tokens.
-  unsigned found = 0;
-  for (int64_t i = 0; i < count; ++i) found |= values[i] != values[i] ? 1u : 0u;
-  if (found == 0) return;
-  for (int64_t i = 0; i < count; ++i) {
-    require(!std::isnan(values[i]), name, " holds NaN at element ", i);
-  }
-}
-
-// Runs body(i) for i in [0, total) on the session's own threads. The first exception is thrown again once all of them are
-// done: thrown through the runtime it would leave the others with what this frame has destroyed.
-template <typename Body>
-void parallel_for(const Api& api, const KernelContext* context, int64_t total, const Body& body) {
-  if (total == 0) return;
-  if (total == 1) return body(0);
-  struct Tasks {
-    const Body& body;
-    std::mutex mutex;
-    std::exception_ptr error;
-  } tasks{body, {}, nullptr};
-  const auto call = [](void* data, size_t i) {
-    Tasks& all = *static_cast<Tasks*>(data);
-    try {
-      all.body(static_cast<int64_t>(i));
-    } catch (...) {
-      const std::lock_guard<std::mutex> lock(all.mutex);
-      if (!all.error) all.error = std::current_exception();
-    }
-  };
-  check(api, api.parallel_for(context, call, static_cast<size_t>(total), &tasks), "parallel for");
-  if (tasks.error) std::rethrow_exception(tasks.error);
 }
 
 }  // namespace umv2::ort

@@ -1,22 +1,22 @@
-// umv2::KeyScores for ONNX Runtime: normalises the queries, and hands a block of keys and tokens to each task.
+// umv2::KeyScores for ONNX Runtime on a CPU: packs keys that are constants of the model once, normalises the queries, and
+// hands a block of keys and tokens to each task.
 #include <algorithm>
 
-#include "kernels.h"
+#include "key_matrices.h"
 #include "ops.h"
 #include "registration.h"
+#include "tasks.h"
 
 namespace umv2::ort {
 namespace {
 
-// 32 keys of up to 256 elements as floats fill the first-level cache; 64 tokens pay for copying them there.
-constexpr int64_t kBlockKeys = 32;
+// A task scores 128 keys, as many as one token has sums for in registers, for up to 64 tokens.
+constexpr int64_t kBlockPanels = 128 / kPanelKeys;
 constexpr int64_t kBlockTokens = 64;
 
-// Of heads and of ranks: their product cannot overflow.
-constexpr int64_t kMost = 1 << 20;
-
-// Fewer elements than this are normalised sooner than other threads wake.
+// Fewer elements are normalised, and fewer products are summed, sooner than another thread wakes.
 constexpr int64_t kElementsWorthThreads = 1 << 14;
+constexpr int64_t kProductsWorthThreads = 1 << 17;
 
 class KeyScores {
  public:
@@ -29,126 +29,108 @@ class KeyScores {
   static ElementType output_type(size_t, ElementType) { return kFloat; }
   static Characteristic input_characteristic(size_t index) { return index == 1 ? kVariadic : kRequired; }
 
-  KeyScores(const Api& api, const KernelInfo* info)
-      : api_(api),
-        key_dim_(attribute(api, info, "key_dim")),
-        heads_(attribute(api, info, "heads")),
-        ranks_(attribute(api, info, "ranks")),
-        row_matrices_(attribute(api, info, "row_matrices")),
-        by_rank_(attribute(api, info, "by_rank") != 0),
-        epsilon_(float_attribute(api, info, "epsilon")),
-        chunks_(list_attribute(api, info, "chunks")) {
-    const int64_t count = static_cast<int64_t>(chunks_.size());
-    require(key_dim_ >= 1 && heads_ >= 1 && heads_ <= kMost && ranks_ >= 1 && ranks_ <= kMost && row_matrices_ >= 1 &&
-                row_matrices_ < count,
-            "an attribute is out of range");
-    require(!by_rank_ || (row_matrices_ == ranks_ && count == 2 * ranks_), "by_rank needs a matrix for each rank and side");
+  KeyScores(const Api& api, const KernelInfo* info) : api_(api), kernels_(runnable_kernels()), attributes_(api, info) {
+    size_t count = 0;
+    check(api, api.constant_input_count(info, &count), "input count");
+    require_count(count);
+    std::vector<Tensor> keys;
+    for (size_t i = 1; i < count; ++i) {
+      const std::optional<Tensor> matrix = constant_input(api, info, i);
+      if (!matrix) return;
+      keys.push_back(*matrix);
+    }
+    packed_ = pack_matrices(keys, attributes_);
   }
 
   const Api& api() const { return api_; }
 
   void compute(KernelContext* context) {
     const Tensor queries = input(api_, context, 0);
-    require(queries.sizes.size() == 2 && queries.sizes[1] % key_dim_ == 0,
+    require(queries.sizes.size() == 2 && queries.sizes[1] % attributes_.key_dim == 0,
             "queries must be [T, chunks * key_dim], got ", queries);
-    const int64_t tokens = queries.sizes[0], query_size = queries.sizes[1];
-    const std::vector<KeyScoresArgs> matrices = read_matrices(context, query_size);
-    const int64_t keys_per_side = keys_per_side_of(matrices, 0, row_matrices_);
-    require(keys_per_side == keys_per_side_of(matrices, row_matrices_, static_cast<int64_t>(matrices.size())),
-            "row keys and column keys differ in number");
-
-    std::vector<float> buffer;
-    const std::vector<float> normalized = normalize(context, floats(queries, buffer, "queries"), tokens, query_size);
-    const std::vector<int64_t> sizes{tokens, heads_, keys_per_side, ranks_};
-    float* sides[2] = {output<float>(api_, context, 0, sizes), output<float>(api_, context, 1, sizes)};
-    run(context, matrices, normalized.data(), sides, tokens, heads_ * keys_per_side * ranks_);
+    for (const int64_t chunk : attributes_.chunks) {
+      require(within(chunk, 0, queries.sizes[1] / attributes_.key_dim - 1), "chunk ", chunk, " lies outside the queries");
+    }
+    if (packed_) return score(context, queries, *packed_);
+    size_t count = 0;
+    check(api_, api_.input_count(context, &count), "input count");
+    require_count(count);
+    std::vector<Tensor> keys;
+    for (size_t i = 1; i < count; ++i) keys.push_back(input(api_, context, i));
+    score(context, queries, pack_matrices(keys, attributes_));
   }
 
  private:
-  // All but the pointers to queries and scores.
-  std::vector<KeyScoresArgs> read_matrices(const KernelContext* context, int64_t query_size) const {
-    size_t count = 0;
-    check(api_, api_.input_count(context, &count), "input count");
-    require(count == chunks_.size() + 1, chunks_.size(), " matrices of keys expected, got ", count - 1);
-    std::vector<KeyScoresArgs> matrices;
-    for (size_t i = 0; i < chunks_.size(); ++i) {
-      const Tensor keys = input(api_, context, i + 1);
-      require(keys.sizes.size() == 2 && keys.sizes[0] == key_dim_ && keys.sizes[1] > 0,
-              "keys must be [key_dim, keys], got ", keys);
-      require(keys.type != kInt8, "keys must be float, float16 or bfloat16: int8 keys would need scales");
-      require(chunks_[i] >= 0 && chunks_[i] < query_size / key_dim_,
-              "chunk ", chunks_[i], " lies outside the queries");
-      matrices.push_back(
-          {nullptr, keys.data, nullptr, query_size, key_dim_, keys.sizes[1], 0, by_rank_ ? ranks_ : 1, storage(keys.type, "keys")});
-    }
-    return matrices;
+  // Consecutive panels of a side: of one matrix, or of all of them where they are joined by rank.
+  struct Block {
+    KeyScoresArgs args;
+    int64_t first, last;
+  };
+
+  void require_count(size_t inputs) const {
+    require(inputs == attributes_.chunks.size() + 1, attributes_.chunks.size(), " matrices of keys expected, got ",
+            inputs - 1);
   }
 
-  int64_t keys_per_side_of(const std::vector<KeyScoresArgs>& matrices, int64_t first, int64_t last) const {
-    int64_t columns = 0;
-    for (int64_t i = first; i < last; ++i) {
-      require(!by_rank_ || matrices[i].key_count == matrices[first].key_count, "the ranks differ in their number of keys");
-      columns += matrices[i].key_count;
-    }
-    const int64_t keys_per_side = columns / (heads_ * ranks_);
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t of_one_head = by_rank_ ? heads_ * keys_per_side : keys_per_side * ranks_;
-      require(keys_per_side > 0 && matrices[i].key_count % of_one_head == 0 && columns % (heads_ * ranks_) == 0,
-              "a matrix of ", matrices[i].key_count, " keys does not divide into heads and ranks");
-    }
-    return keys_per_side;
+  void score(KernelContext* context, const Tensor& queries, const KeyMatrices& keys) const {
+    const int64_t tokens = queries.sizes[0];
+    const std::initializer_list<int64_t> sizes{tokens, attributes_.heads, keys.keys_per_side, attributes_.ranks};
+    float* sides[2] = {output<float>(api_, context, 0, sizes), output<float>(api_, context, 1, sizes)};
+    if (tokens == 0) return;
+    const std::unique_ptr<float[]> normalized = normalize(context, queries);
+    run(context, keys, normalized.get(), queries.sizes[1], sides, tokens);
   }
 
-  std::vector<float> normalize(const KernelContext* context, const float* queries, int64_t tokens, int64_t query_size) {
-    const Kernels& kernels = *select_kernels();
-    std::vector<float> result(static_cast<size_t>(tokens * query_size));
-    const auto body = [&](int64_t chunk) {
-      kernels.normalize(queries + chunk * key_dim_, key_dim_, epsilon_, result.data() + chunk * key_dim_);
-    };
-    const int64_t chunks = tokens * query_size / key_dim_;
-    if (tokens * query_size < kElementsWorthThreads) {
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) body(chunk);
-    } else {
-      parallel_for(api_, context, chunks, body);
-    }
+  std::unique_ptr<float[]> normalize(const KernelContext* context, const Tensor& queries) const {
+    const int64_t size = attributes_.key_dim, total = queries.count();
+    std::unique_ptr<float[]> result = unfilled(total);
+    parallel_for(api_, context, total >= kElementsWorthThreads, queries.sizes[0], [&](int64_t token) {
+      const int64_t width = queries.sizes[1], first = token * width;
+      const float* values = floats<0>(kernels_, queries, first, width);
+      for (int64_t x = 0; x < width; x += size) {
+        kernels_.normalize(values + x, size, attributes_.epsilon, result.get() + first + x);
+      }
+    });
     return result;
   }
 
-  // A task is a block of tokens and a block of keys of one matrix, or, joined by rank, of all matrices of a side: their
-  // scores lie side by side, and two threads must not write to one cache line.
-  void run(const KernelContext* context, std::vector<KeyScoresArgs> matrices, const float* queries, float* const* sides,
-           int64_t tokens, int64_t scores_size) const {
-    std::vector<std::pair<size_t, int64_t>> blocks;  // first matrix, first key
-    for (size_t i = 0; i < matrices.size(); ++i) {
-      KeyScoresArgs& matrix = matrices[i];
-      const bool column_side = static_cast<int64_t>(i) >= row_matrices_;
-      const size_t first_of_side = column_side ? static_cast<size_t>(row_matrices_) : 0;
-      const bool first = i == first_of_side;
-      matrix.queries = queries + chunks_[i] * key_dim_;
-      matrix.scores_size = scores_size;
-      matrix.scores = first ? sides[column_side]
-                            : matrices[i - 1].scores + (by_rank_ ? 1 : matrices[i - 1].key_count);
-      if (by_rank_ && !first) continue;
-      for (int64_t key = 0; key < matrix.key_count; key += kBlockKeys) blocks.emplace_back(i, key);
+  void run(const KernelContext* context, const KeyMatrices& keys, const float* queries, int64_t query_size,
+           float* const* sides, int64_t tokens) const {
+    const int64_t joined = attributes_.joined(), count = attributes_.matrices();
+    const int64_t scores_size = attributes_.heads * keys.keys_per_side * attributes_.ranks;
+    std::vector<const float*> firsts;
+    std::vector<const void*> panels;
+    for (int64_t i = 0; i < count; ++i) {
+      firsts.push_back(queries + attributes_.chunks[i] * attributes_.key_dim);
+      panels.push_back(keys.matrices[i].panels());
+    }
+    std::vector<Block> blocks;
+    float* scores = sides[0];
+    for (int64_t i = 0; i < count; i += joined) {
+      if (i == attributes_.row_matrices) scores = sides[1];
+      const KeyMatrix& matrix = keys.matrices[i];
+      const KeyScoresArgs args{&firsts[i], &panels[i], scores, joined, query_size, attributes_.key_dim, matrix.key_count(),
+                               scores_size, matrix.type()};
+      const int64_t end = (matrix.key_count() + kPanelKeys - 1) / kPanelKeys;
+      for (int64_t panel = 0; panel < end; panel += kBlockPanels) {
+        blocks.push_back({args, panel, std::min(end, panel + kBlockPanels)});
+      }
+      scores += matrix.key_count() * joined;
     }
     const int64_t token_blocks = (tokens + kBlockTokens - 1) / kBlockTokens;
-    const size_t joined = by_rank_ ? static_cast<size_t>(ranks_) : 1;
-    const Kernels& kernels = *select_kernels();
-    parallel_for(api_, context, token_blocks * static_cast<int64_t>(blocks.size()), [&](int64_t task) {
-      const auto [matrix, key] = blocks[static_cast<size_t>(task / token_blocks)];
-      const int64_t token = task % token_blocks * kBlockTokens;
-      for (size_t i = matrix; i < matrix + joined; ++i) {
-        kernels.key_scores(matrices[i], token, std::min(tokens, token + kBlockTokens), key,
-                           std::min(matrices[i].key_count, key + kBlockKeys));
-      }
-    });
+    const int64_t products = tokens * scores_size * 2 * attributes_.key_dim;
+    parallel_for(api_, context, products >= kProductsWorthThreads,
+                 token_blocks * static_cast<int64_t>(blocks.size()), [&](int64_t task) {
+                   const Block& block = blocks[static_cast<size_t>(task / token_blocks)];
+                   const int64_t token = task % token_blocks * kBlockTokens;
+                   kernels_.key_scores(block.args, token, std::min(tokens, token + kBlockTokens), block.first, block.last);
+                 });
   }
 
   const Api& api_;
-  int64_t key_dim_, heads_, ranks_, row_matrices_;
-  bool by_rank_;
-  float epsilon_;
-  std::vector<int64_t> chunks_;
+  const Kernels& kernels_;
+  KeyAttributes attributes_;
+  std::optional<KeyMatrices> packed_;
 };
 
 }  // namespace

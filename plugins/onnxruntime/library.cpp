@@ -2,6 +2,7 @@
 #include "library.h"
 
 #include <exception>
+#include <map>
 #include <mutex>
 #include <string>
 
@@ -18,6 +19,32 @@ Status* refuse(const ApiBase* base, const std::string& message) {
   return Api(base->get_api(1)).create_status(kFail, message.c_str());
 }
 
+// What one runtime of the process calls: its function table, and the domain that it made of the ops. A process may hold
+// several runtimes, the wheel of one version and the library of an application, each with a table of its own.
+struct Runtime {
+  explicit Runtime(const void* table) : api(table) {}
+
+  const Api api;
+  CustomOpDomain* domain = nullptr;
+};
+
+// Makes the domain of a runtime once; ops keep a reference to its `api`.
+Status* make_domain(Runtime& runtime, const ApiBase* base) {
+  std::vector<const CustomOp*> ops;
+  try {
+    ops = custom_ops(runtime.api);
+  } catch (const std::exception& error) {
+    return refuse(base, error.what());
+  }
+  CustomOpDomain* domain = nullptr;
+  if (Status* status = runtime.api.create_custom_op_domain("umv2", &domain)) return status;
+  for (const CustomOp* op : ops) {
+    if (Status* status = runtime.api.add_custom_op(domain, op)) return status;
+  }
+  runtime.domain = domain;
+  return nullptr;
+}
+
 }  // namespace
 
 UMV2_EXPORT Status* RegisterCustomOps(SessionOptions* options, const ApiBase* base) {
@@ -26,24 +53,13 @@ UMV2_EXPORT Status* RegisterCustomOps(SessionOptions* options, const ApiBase* ba
     return refuse(base, std::string("the umv2 op library needs ONNX Runtime 1.20 or later, this is ") +
                             base->version_string());
   }
-  static const Api api(table);
-  // The domain and its ops live as long as the process: sessions may outlive any handle a caller keeps.
-  static CustomOpDomain* domain = nullptr;
+  // Never destroyed: sessions may outlive any handle a caller keeps, and the destructors of this library.
+  static std::map<const void*, Runtime>& runtimes = *new std::map<const void*, Runtime>;
   static std::mutex mutex;
   const std::lock_guard<std::mutex> lock(mutex);
-  if (domain == nullptr) {
-    std::vector<const CustomOp*> ops;
-    try {
-      ops = custom_ops(api);
-    } catch (const std::exception& error) {
-      return refuse(base, error.what());
-    }
-    CustomOpDomain* created = nullptr;
-    if (Status* status = api.create_custom_op_domain("umv2", &created)) return status;
-    for (const CustomOp* op : ops) {
-      if (Status* status = api.add_custom_op(created, op)) return status;
-    }
-    domain = created;
+  Runtime& runtime = runtimes.try_emplace(table, table).first->second;
+  if (runtime.domain == nullptr) {
+    if (Status* status = make_domain(runtime, base)) return status;
   }
-  return api.add_custom_op_domain(options, domain);
+  return runtime.api.add_custom_op_domain(options, runtime.domain);
 }

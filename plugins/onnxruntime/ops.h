@@ -8,6 +8,14 @@ namespace umv2::ort {
 
 inline constexpr const char* kExecutionProvider = "CPUExecutionProvider";
 
+// The kernels of a node, which asks once, when it is created: what the environment says may change later. Throws where it
+// names kernels that this processor does not run.
+const Kernels& runnable_kernels();
+
+// Throws at the first NaN of `values`, which are elements `place` and on of a tensor. NaN compares false with everything:
+// which rows win would depend on their order.
+void require_no_nan(const float* values, int64_t place, int64_t count, const char* name);
+
 // How the kernels call an element type of rows or keys; throws for one that they cannot read.
 Storage storage(ElementType type, const char* name);
 

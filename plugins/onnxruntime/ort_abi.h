@@ -31,6 +31,7 @@ class Api {
   Status* create_status(ErrorCode code, const char* message) const {
     return call<Status*(ErrorCode, const char*)>(0)(code, message);
   }
+  const char* error_message(const Status* status) const { return call<const char*(const Status*)>(2)(status); }
   Status* create_custom_op_domain(const char* name, CustomOpDomain** domain) const {
     return call<Status*(const char*, CustomOpDomain**)>(26)(name, domain);
   }

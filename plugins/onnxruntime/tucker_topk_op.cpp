@@ -1,62 +1,58 @@
-// umv2::TuckerTopK for ONNX Runtime on a CPU: converts fp16, and hands one token and head to each task.
+// umv2::TuckerTopK for ONNX Runtime on a CPU: hands one token and head to each task, which converts its own part of fp16.
 #include "kernels.h"
 #include "op_inputs.h"
 #include "ops.h"
 #include "registration.h"
+#include "tasks.h"
 
 namespace umv2::ort {
 namespace {
+
+// Of row scores and column scores: fewer are searched sooner than another thread wakes.
+constexpr int64_t kScoresWorthThreads = 1 << 12;
 
 class TuckerTopK : public TopkSignature {
  public:
   static constexpr const char* kProvider = kExecutionProvider;
 
-  TuckerTopK(const Api& api, const KernelInfo* info) : api_(api), attributes_(api, info) {}
+  TuckerTopK(const Api& api, const KernelInfo* info)
+      : api_(api), kernels_(runnable_kernels()), attributes_(api, info), weights_(constant_weights(api, info)) {}
 
   const Api& api() const { return api_; }
 
   void compute(KernelContext* context) {
-    const TopkInputs inputs = topk_inputs(api_, context, attributes_);
-    const int64_t tokens = inputs.tokens, heads = inputs.heads, topk = attributes_.topk;
-    std::vector<float> buffers[5];
-    const TuckerArgs args{floats(inputs.row_scores, buffers[0], "row_scores"),
-                          floats(inputs.col_scores, buffers[1], "col_scores"),
-                          floats(inputs.u, buffers[2], "u"),
-                          floats(inputs.v, buffers[3], "v"),
-                          floats(inputs.cores, buffers[4], "cores"),
-                          heads,
+    const TopkInputs inputs = topk_inputs(api_, context, attributes_, weights_);
+    const int64_t topk = attributes_.topk, cores = inputs.core_count, keys = inputs.keys_per_side * inputs.ranks;
+    const int64_t tasks = inputs.tokens * inputs.heads, hits = inputs.heads * topk;
+    int64_t* addresses = output<int64_t>(api_, context, 0, {inputs.tokens, hits});
+    const FloatOutput scores(api_, context, 1, inputs.row_scores.type, {inputs.tokens, hits, cores});
+    const TuckerArgs args{floats<0>(kernels_, inputs.u, 0, inputs.u.count()),
+                          floats<1>(kernels_, inputs.v, 0, inputs.v.count()),
+                          floats<2>(kernels_, inputs.cores, 0, inputs.cores.count()),
+                          inputs.heads,
                           inputs.keys_per_side,
                           inputs.ranks,
-                          inputs.core_count,
+                          cores,
                           attributes_.row_topk,
                           topk};
-    require_no_nan(args.row_scores, inputs.row_scores.count(), "row_scores");
-    require_no_nan(args.col_scores, inputs.col_scores.count(), "col_scores");
-
-    int64_t* addresses = output<int64_t>(api_, context, 0, {tokens, heads * topk});
-    const std::vector<int64_t> score_sizes{tokens, heads * topk, args.core_count};
-    const int64_t count = tokens * heads * topk * args.core_count;
-    std::vector<float> converted;
-    float* scores = nullptr;
-    uint16_t* halves = nullptr;
-    if (inputs.row_scores.type == kFloat) {
-      scores = output<float>(api_, context, 1, score_sizes);
-    } else {
-      halves = output<uint16_t>(api_, context, 1, score_sizes);
-      converted.resize(static_cast<size_t>(count));
-      scores = converted.data();
-    }
-    const Kernels& kernels = *select_kernels();
-    parallel_for(api_, context, tokens * heads, [&](int64_t task) {
-      kernels.tucker_topk(args, task / heads, task % heads, addresses + task * topk,
-                          scores + task * topk * args.core_count);
+    parallel_for(api_, context, 2 * tasks * keys >= kScoresWorthThreads, tasks, [&](int64_t task) {
+      const float* rows = floats<3>(kernels_, inputs.row_scores, task * keys, keys);
+      const float* cols = floats<4>(kernels_, inputs.col_scores, task * keys, keys);
+      float* piece = scores.piece(task * topk * cores, topk * cores);
+      if (!kernels_.tucker_topk(args, task % inputs.heads, rows, cols, addresses + task * topk, piece)) {
+        require_no_nan(rows, task * keys, keys, "row_scores");
+        require_no_nan(cols, task * keys, keys, "col_scores");
+        throw Error("the kernel refused its inputs");
+      }
+      scores.done(kernels_, piece, task * topk * cores, topk * cores);
     });
-    for (int64_t i = 0; halves != nullptr && i < count; ++i) halves[i] = float_to_half(scores[i]);
   }
 
  private:
   const Api& api_;
+  const Kernels& kernels_;
   TopkAttributes attributes_;
+  std::optional<TopkWeights> weights_;
 };
 
 }  // namespace

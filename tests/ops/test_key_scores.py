@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from tests.ops.bodies import Array, run_body, run_native
-from umv2_export.bench.one_node import key_scores_model
+from umv2_export.bench.one_node import key_scores_model, with_constants
 from umv2_export.ops import KeyScoresSignature, key_scores, tucker_topk
 
 ONNX_TYPES = {np.float32: "float", np.float16: "float16", ml_dtypes.bfloat16: "bfloat16"}
@@ -95,6 +95,8 @@ LAYOUTS = {
     "a query per head": signature(by_rank=False, heads=3),
     "one query per side": signature(by_rank=False, heads=1),
     "three ranks": signature(ranks=3, heads=1, keys_per_side=37),
+    "a query per head of rank 1": signature(by_rank=False, heads=4, ranks=1),
+    "rank 1 joined by rank": signature(ranks=1, heads=2),
     "chunks that serve nobody": signature(spare=2),
 }
 
@@ -106,6 +108,17 @@ def test_torch_body_and_native_op_agree_with_the_oracle(label: str, tokens: int)
     feed, model = feed_of(sig, tokens), key_scores_model(sig)
     for found in (by_torch(sig, feed), run_body(model, feed), run_native(model, feed)):
         assert_close(found, sig, feed)
+
+
+@pytest.mark.parametrize("label", sorted(LAYOUTS))
+@pytest.mark.parametrize("tokens", [1, 13])
+def test_keys_that_are_constants_of_the_model_give_the_same_scores(label: str, tokens: int) -> None:
+    sig = LAYOUTS[label]
+    feed, model = feed_of(sig, tokens), key_scores_model(sig)
+    constant = with_constants(model, {name: feed[name] for name in sig.matrices})
+    packed = run_native(constant, {"queries": feed["queries"]})
+    for found, expected in zip(packed, run_native(model, feed), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("keys", [np.float16, ml_dtypes.bfloat16])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import oracle
-from tests.ops.bodies import Array, run_body
+from tests.ops.bodies import Array, run_body, run_native
 from umv2_export.bench.one_node import tucker_model
 from umv2_export.ops import tucker_topk
 
@@ -83,6 +83,27 @@ def test_the_op_agrees_with_the_oracle_for_random_shapes(data: st.DataObject, **
     feed = inputs(**shape)
     truth = oracle.tucker_topk(*feed.values(), row_topk=row_topk, topk=topk)
     assert_same_hits(by_torch(feed, row_topk, topk), list(truth), shape["heads"], 5e-5)
+
+
+@pytest.mark.parametrize(("row_topk", "topk"), [(1, 1), (5, 9), (12, 100), (30, 17)])
+def test_of_tied_scores_the_lowest_addresses_are_retrieved(row_topk: int, topk: int) -> None:
+    rng = np.random.default_rng(0)
+    feed = inputs(tokens=4, keys=30, cores=2)
+    # Whole numbers, of which every sum is exact, and both zeros among them.
+    feed = {name: rng.integers(-2, 3, array.shape).astype(np.float32) * np.float32(-1) for name, array in feed.items()}
+    exact = np.sort(oracle.tucker_topk(*feed.values(), row_topk=row_topk, topk=topk)[0].reshape(4, 2, topk), -1)
+    model = tucker_model(row_topk=row_topk, topk=topk)
+    for addresses in (by_torch(feed, row_topk, topk)[0], run_native(model, feed)[0]):
+        np.testing.assert_array_equal(addresses.reshape(4, 2, topk), exact)
+
+
+def test_nan_of_infinite_scores_ranks_with_minus_infinity() -> None:
+    feed = inputs(tokens=1, heads=1, keys=3)
+    feed["row_scores"][0, 0] = [[np.inf, -np.inf], [1, 1], [2, 2]]
+    for name in ("u", "v", "cores", "col_scores"):
+        feed[name][...] = 1
+    for addresses in (by_torch(feed, 2, 1)[0], run_native(tucker_model(row_topk=2, topk=1), feed)[0]):
+        assert addresses.tolist() == [[6]]
 
 
 @pytest.mark.parametrize("opset", [18, 23])

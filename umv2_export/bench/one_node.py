@@ -1,8 +1,10 @@
 """ONNX models around a single op, or around one memory layer, for sessions with and without the native library."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import onnxruntime
@@ -28,6 +30,7 @@ __all__ = [
     "repeated",
     "share_threads",
     "tucker_model",
+    "with_constants",
 ]
 
 OPSET = 18
@@ -84,6 +87,17 @@ def repeated(model: onnx.ModelProto, shared: str, count: int) -> onnx.ModelProto
                     added = target.add()
                     added.CopyFrom(value)
                     added.name = f"{value.name}.{i}"
+    return result
+
+
+def with_constants(model: onnx.ModelProto, arrays: Mapping[str, npt.NDArray[Any]]) -> onnx.ModelProto:
+    """The model with these inputs as constants of its own, as the keys of an exported model are."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    kept = [value for value in result.graph.input if value.name not in arrays]
+    del result.graph.input[:]
+    result.graph.input.extend(kept)
+    result.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
     return result
 
 

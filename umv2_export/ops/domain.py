@@ -25,6 +25,7 @@ def op_schema(
     type_constraints: Mapping[str, Sequence[str]],
     attributes: Mapping[str, OpSchema.AttrType],
     *,
+    defaults: Mapping[str, int] | None = None,
     plugin: bool = True,
 ) -> OpSchema:
     """An ONNX schema whose inputs are all single and required.
@@ -35,7 +36,8 @@ def op_schema(
         inputs: (name, type variable) in order.
         outputs: likewise.
         type_constraints: type variable -> element types.
-        attributes: name -> type.
+        attributes: name -> type, of those that a node must have.
+        defaults: name -> value, of whole numbers that a node may leave out.
         plugin: add the plugin attributes.
     """
     return OpSchema(
@@ -50,6 +52,10 @@ def op_schema(
         ],
         attributes=[
             *(OpSchema.Attribute(name, kind, required=True) for name, kind in attributes.items()),
+            *(
+                OpSchema.Attribute(name, onnx.AttributeProto(name=name, type=onnx.AttributeProto.INT, i=value))
+                for name, value in (defaults or {}).items()
+            ),
             *(
                 OpSchema.Attribute(name, OpSchema.AttrType.STRING, required=True)
                 for name in PLUGIN_ATTRIBUTES

@@ -229,8 +229,8 @@ class LookupSignature:
                 "pre_value_dim": OpSchema.AttrType.INT,
                 "activation": OpSchema.AttrType.STRING,
                 "rows_per_shard": OpSchema.AttrType.INT,
-                "groups": OpSchema.AttrType.INT,
             },
+            defaults={"groups": 1},
         )
 
     def function_body(self, *, opset: int) -> ir.Function:

@@ -4,8 +4,11 @@
     stage 2   G_c = row_scores[I] @ cores[c] @ col_scores[J]^T,   best = top-k of sum_c G_c
     output    addresses = I[best // M] * N + J[best % M],   scores = G_c[best]
 
-Scores are raw: no softmax, any sign. The order of the hits is unspecified. Source: UltraMemV2, arXiv 2508.18756; the
-Tucker retrieval is that of UltraMem, arXiv 2411.12364, section 3.
+Scores are raw: no softmax, any sign. Of equal scores, -0 and +0 among them, those of the lowest keys are kept in stage
+1 and those of the lowest addresses in stage 2. NaN, which infinite scores can give, ranks with minus infinity. The
+order of the hits is unspecified. This reference and the kernels keep that rule; the ONNX body keeps it in stage 1, and
+in stage 2 ranks equal cells by the order in which the runtime returns the keys. Source: UltraMemV2, arXiv 2508.18756;
+the Tucker retrieval is that of UltraMem, arXiv 2411.12364, section 3.
 """
 
 import onnx_ir as ir
@@ -49,20 +52,34 @@ def tucker_topk(
     """
     _check(row_scores, col_scores, u, v, cores, row_topk, topk)
     row_THNR, col_THNR = row_scores.float(), col_scores.float()
-    row_index_THM = (row_THNR * u.float()[:, None]).sum(-1).topk(row_topk, sorted=False).indices
-    col_index_THM = (col_THNR * v.float()[:, None]).sum(-1).topk(row_topk, sorted=False).indices
+    row_index_THM = _best((row_THNR * u.float()[:, None]).sum(-1), row_topk)
+    col_index_THM = _best((col_THNR * v.float()[:, None]).sum(-1), row_topk)
     ranks = cores.shape[-1]
     row_THMR = row_THNR.gather(2, row_index_THM[..., None].expand(-1, -1, -1, ranks))
     col_THMR = col_THNR.gather(2, col_index_THM[..., None].expand(-1, -1, -1, ranks))
     grid_THCMM = row_THMR[:, :, None] @ cores.float().transpose(0, 1) @ col_THMR.transpose(2, 3)[:, :, None]
     grid_THCX = grid_THCMM.flatten(3)
-    best_THK = grid_THCX.sum(2).topk(topk, sorted=False).indices
+    best_THK = _best(grid_THCX.sum(2), topk)
     scores_THCK = grid_THCX.gather(3, best_THK[:, :, None].expand(-1, -1, cores.shape[0], -1))
     keys_per_side = row_scores.shape[2]
     addresses_THK = row_index_THM.gather(2, best_THK // row_topk) * keys_per_side + col_index_THM.gather(
         2, best_THK % row_topk
     )
     return addresses_THK.flatten(1), scores_THCK.transpose(2, 3).flatten(1, 2).to(row_scores.dtype).contiguous()
+
+
+def _best(scores_THX: torch.Tensor, count: int) -> torch.Tensor:
+    """Indices of the `count` largest scores [T, H, count], ascending; of equal scores the lowest indices.
+
+    torch.topk promises no order among equal scores: it gives the value of the last that is kept, no more.
+    """
+    ranked_THX = scores_THX.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    least_TH1 = ranked_THX.topk(count).values[..., -1:]
+    equal_THX = ranked_THX == least_TH1
+    above_THX = ranked_THX > least_TH1
+    places_TH1 = count - above_THX.sum(-1, keepdim=True)
+    kept_THX = above_THX | (equal_THX & (equal_THX.cumsum(-1) <= places_TH1))
+    return kept_THX.nonzero()[:, -1].reshape(*scores_THX.shape[:-1], count)
 
 
 @tucker_topk.register_kernel("cuda")
