@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ from hypothesis import settings
 
 from tests.command import run_command
 from tests.golden import GOLDEN_CASES, TRAINED_CASES
+
+# A run in the background of a script ignores interrupts; the tests send some, and their children would inherit it.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 # Without a GPU, the GPU kernels run in Triton's interpreter, which Triton decides when it is imported.
 if not torch.cuda.is_available():
