@@ -131,7 +131,7 @@ def test_each_model_runs_in_the_fastest_runtime_that_it_supports_unless_told_oth
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--batch", "0"), 2, "size below 1"),
+        (("--batch", "0"), 2, "a size that is not from 1 to 1048576"),
         (("--batch", "x"), 2, "no list"),
         (("--text", "short"), 2, "pass a longer --text"),
         (("--baseline", "nowhere"), 3, "manifest.json is missing"),

@@ -102,7 +102,7 @@ def test_a_minimum_that_is_no_release_is_refused(copy: Path, value: object) -> N
     edit(copy, lambda manifest: manifest.update(min_onnxruntime=value))
     result = run_command("generate", copy, "--prompt-ids", "1")
     assert result.exit_code == 3
-    assert "'min_onnxruntime' is malformed" in result.stderr
+    assert "field 'min_onnxruntime' is missing or malformed" in result.stderr
 
 
 def test_a_bundle_from_before_the_field_is_refused_with_what_to_do(copy: Path) -> None:
