@@ -298,9 +298,7 @@ def convert(
 
     files = None if tokenizer is None else chosen_tokenizer(tokenizer)
     check_target(output, force=force, inputs=[official, *(files or [])])
-    checkpoint = open_source(
-        official, query_layout, row_topk, files, ignore_fields, allow_non_finite=allow_non_finite
-    )
+    checkpoint = open_source(official, query_layout, row_topk, files, ignore_fields, allow_non_finite=allow_non_finite)
     retrieval = ["query_layout", "row_topk"]
     refuse_flags_of_absent_parts(checkpoint, {"queries": retrieval, "query layouts": ["query_layout"]})
     write_native(
@@ -424,9 +422,7 @@ def onnx(
 
     files = None if tokenizer is None else chosen_tokenizer(tokenizer)
     check_target(output, force=force, inputs=[checkpoint, *(files or [])])
-    source = open_source(
-        checkpoint, query_layout, row_topk, files, ignore_fields, allow_non_finite=allow_non_finite
-    )
+    source = open_source(checkpoint, query_layout, row_topk, files, ignore_fields, allow_non_finite=allow_non_finite)
     refuse_flags_of_absent_parts(
         source,
         {

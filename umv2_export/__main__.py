@@ -32,7 +32,7 @@ def _quit_silently(number: int, frame: object) -> None:
 
 
 def _ignore() -> None:
-    """Python takes its handlers away when it ends, and a signal would end it in place of the exit code that was told."""
+    """Python takes its handlers away when it ends: a signal would then stand in the place of the exit code."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
