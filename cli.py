@@ -294,11 +294,11 @@ def convert(
     """Turn a checkpoint of the authors, or an OLMoE of Hugging Face, into config.json + safetensors."""
     from umv2_export.checkpoint.native import checkpoint_facts, checkpoint_streams
     from umv2_export.files import check_target
+    from umv2_export.tokenizer_files import chosen_tokenizer
 
-    check_target(output, force=force, inputs=[official])
-    checkpoint = open_source(
-        official, query_layout, row_topk, tokenizer, ignore_fields, allow_non_finite=allow_non_finite
-    )
+    files = None if tokenizer is None else chosen_tokenizer(tokenizer)
+    check_target(output, force=force, inputs=[official, *(files or [])])
+    checkpoint = open_source(official, query_layout, row_topk, files, ignore_fields, allow_non_finite=allow_non_finite)
     retrieval = ["query_layout", "row_topk"]
     refuse_flags_of_absent_parts(checkpoint, {"queries": retrieval, "query layouts": ["query_layout"]})
     write_native(
@@ -418,11 +418,11 @@ def onnx(
     from umv2_export.progress import progress_bars
     from umv2_export.report import print_parity
     from umv2_export.runtimes import require_runtime
+    from umv2_export.tokenizer_files import chosen_tokenizer
 
-    check_target(output, force=force, inputs=[checkpoint])
-    source = open_source(
-        checkpoint, query_layout, row_topk, tokenizer, ignore_fields, allow_non_finite=allow_non_finite
-    )
+    files = None if tokenizer is None else chosen_tokenizer(tokenizer)
+    check_target(output, force=force, inputs=[checkpoint, *(files or [])])
+    source = open_source(checkpoint, query_layout, row_topk, files, ignore_fields, allow_non_finite=allow_non_finite)
     refuse_flags_of_absent_parts(
         source,
         {
@@ -725,7 +725,6 @@ def bench(
     from umv2_export.files import write_atomically
     from umv2_export.progress import progress_bars
     from umv2_export.report import print_bench
-    from umv2_export.runtimes import require_runtime
     from umv2_export.target import check_file_target
     from umv2_export.tokenizer import text_ids
 
@@ -941,16 +940,15 @@ def open_source(
     path: Path,
     query_layout: str,
     row_topk: int | None,
-    tokenizer: Path | None,
+    tokenizer: Sequence[Path] | None,
     ignore_fields: Sequence[str],
     *,
     allow_non_finite: bool,
 ) -> "Checkpoint":
     """The checkpoint that a command compiles, with the tokenizer that goes along; its notes are printed."""
     from umv2_export.checkpoint import open_checkpoint
-    from umv2_export.tokenizer_files import chosen_tokenizer, require_tokenizer_files
+    from umv2_export.tokenizer_files import require_tokenizer_files
 
-    files = None if tokenizer is None else chosen_tokenizer(tokenizer)
     checkpoint = open_checkpoint(
         path,
         query_layout=LAYOUTS[query_layout],
@@ -958,8 +956,8 @@ def open_source(
         allow_non_finite=allow_non_finite,
         ignore_fields=ignore_fields,
     )
-    if files is not None:
-        checkpoint = dataclasses.replace(checkpoint, tokenizer_files=files)
+    if tokenizer is not None:
+        checkpoint = dataclasses.replace(checkpoint, tokenizer_files=tokenizer)
     require_tokenizer_files(checkpoint.tokenizer_files)
     print_notes(checkpoint.notes)
     return checkpoint

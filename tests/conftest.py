@@ -28,8 +28,9 @@ if not torch.cuda.is_available():
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-# The authors' cases, and a model of experts.
+# The authors' cases, a model of experts, and one that was trained on text.
 CHECKPOINTS = {case.name: case for case in (*GOLDEN_CASES, *TRAINED_CASES)}
+CHECKPOINTS["umv2"] = Path(__file__).parents[1] / "samples" / "checkpoints" / "umv2"
 CHECKPOINTS["olmoe"] = Path(__file__).parent / "data" / "olmoe" / "plain"
 
 

@@ -34,6 +34,7 @@ from umv2_export.onnx.export import ExportOptions, plan_export
 USAGE, REJECTED, ENVIRONMENT, UNSUPPORTED, INTERRUPTED = 2, 3, 4, 5, 130
 
 RING = GOLDEN["v2_shared_ring"]
+BYTES_TOKENIZER = Path(__file__).parents[1] / "samples" / "checkpoints" / "moe" / "tokenizer.json"
 
 
 def assert_refused(result: Result, output: Path, exit_code: int, *named: str) -> None:
@@ -336,6 +337,16 @@ def test_force_does_not_delete_the_checkpoint_that_is_read(official: Path) -> No
     assert result.exit_code == USAGE
     assert "--force would delete" in result.stderr
     assert (official / "model.pt").exists()
+
+
+@pytest.mark.parametrize("command", ["convert", "onnx"])
+@pytest.mark.parametrize("name", ["words.json", "tokenizer.json"])
+def test_force_does_not_delete_the_tokenizer_that_is_read(output: Path, name: str, command: str) -> None:
+    output.mkdir(parents=True)
+    tokenizer = Path(shutil.copyfile(BYTES_TOKENIZER, output / name))
+    result = run_command(command, RING, "-o", output, "--force", "--tokenizer", tokenizer, "--dry-run")
+    assert result.exit_code == USAGE
+    assert f"--force would delete {tokenizer}" in result.stderr
 
 
 @pytest.mark.parametrize("path", ["model.pt", "model.pt/output"])

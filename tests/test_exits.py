@@ -237,6 +237,28 @@ def test_an_interrupt_before_the_command_line_is_loaded_shows_no_traceback(
     assert (json.loads(done.stdout)["error"]["exit_code"] == 130) if options else done.stdout == ""
 
 
+# Python deletes what a module holds after it took its signal handlers away.
+LATE = """
+import os, signal, sys
+class Late:
+    def __init__(self, number):
+        self.kill, self.arguments = os.kill, (os.getpid(), number)
+    def __del__(self):
+        self.kill(*self.arguments)
+late = Late(getattr(signal, sys.argv[1]))
+sys.argv = ["umv2-export", "--version"]
+from umv2_export.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_while_python_ends_changes_no_exit_code(name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LATE, name], capture_output=True, check=False, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("umv2-export")
+
+
 def test_the_command_that_is_installed_starts_where_interrupts_are_dealt_with() -> None:
     pyproject = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     assert 'umv2-export = "umv2_export.__main__:main"' in pyproject

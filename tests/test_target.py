@@ -134,7 +134,7 @@ def bound(target: Path) -> Iterator[Path]:
 def test_an_input_is_known_under_another_mount(target: Path, bound: Path) -> None:
     with pytest.raises(InvalidRequest, match="--force would delete"):
         check_target(bound / "bundle", force=True, inputs=[target])
-    with pytest.raises(InvalidRequest, match="lies in the checkpoint"):
+    with pytest.raises(InvalidRequest, match="which is read"):
         check_target(bound / "bundle" / "below", force=True, inputs=[target])
     with pytest.raises(InvalidRequest, match="--force would delete"):
         check_target(bound / "bundle", force=True, inputs=[target / "old"])
@@ -202,6 +202,11 @@ def test_without_a_home_force_replaces(target: Path, monkeypatch: pytest.MonkeyP
 
 def test_force_replaces_a_folder_beside_the_input(target: Path) -> None:
     check_target(target, force=True, inputs=[target.with_name("bundle-2")])
+
+
+def test_a_target_in_what_is_read_names_it(target: Path) -> None:
+    with pytest.raises(InvalidRequest, match=f"lies in {target}, which is read"):
+        check_target(target / "new", force=False, inputs=[target])
 
 
 # check_file_target

@@ -3,6 +3,7 @@
 What Python does before it comes here (0.03 s) is out of reach. This file imports nothing that Python has not loaded.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -10,6 +11,8 @@ import sys
 __all__ = ["main"]
 
 EXIT_INTERRUPTED = 130
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _quit(number: int, frame: object) -> None:
@@ -28,8 +31,14 @@ def _quit_silently(number: int, frame: object) -> None:
     os._exit(EXIT_INTERRUPTED)
 
 
+def _ignore() -> None:
+    """Python takes its handlers away when it ends: a signal would then stand in the place of the exit code."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _on_interrupt(*, silently: bool) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         # One that is ignored stays ignored, as under nohup.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _quit_silently if silently else _quit)
@@ -38,6 +47,8 @@ def _on_interrupt(*, silently: bool) -> None:
 def main() -> None:
     """Run the command line."""
     _on_interrupt(silently=False)
+    # The first to be registered is the last to be called.
+    atexit.register(_ignore)
     try:
         from umv2_export.cli import main as run  # noqa: PLC0415 - not before interrupts are dealt with
 

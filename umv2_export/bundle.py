@@ -118,11 +118,11 @@ _DTYPE = one_of(*DTYPES)
 _VALUES = list_of(record({"name": text, "dtype": text, "axes": list_of(either(text, integer()))}))
 
 
-# Every field of `Manifest`; the config is a `ModelConfig`'s to read.
 def _release(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4}){2}", value) is not None
 
 
+# Every field of `Manifest`; the config is a `ModelConfig`'s to read.
 SCHEMA: Mapping[str, Test] = {
     "tool_version": text,
     # Nothing is computed from it.

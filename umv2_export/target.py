@@ -79,7 +79,7 @@ def check_target(target: Path, *, force: bool, inputs: Sequence[Path] = ()) -> N
     above = set(_trail(resolved.parent))
     for source in inputs:
         if _identity(source) in above:
-            raise InvalidRequest("the output lies in the checkpoint that is read", where=resolved, fix="name another")
+            raise InvalidRequest(f"the output lies in {source}, which is read", where=resolved, fix="name another")
     for path in (target, *inputs):
         _refuse_temporary(path)
     if os.path.ismount(resolved):

@@ -34,9 +34,12 @@ __all__ = ["PartCheck", "compare_parts", "routing_of", "worst_parts"]
 ALLOWED_UNITS = {"fp32": 512.0, "fp16": 4.0, "bf16": 4.0}
 
 # A sharp softmax or a sum that cancels turns rounding inside a part into more. In 16 bits it is measured: the reference
-# computes the part once more with matrix products rounded to the dtype. Measured: the runtime's error is at most 2.9
-# times as large where that is below ALLOWED_UNITS, 1.5 times elsewhere.
+# computes the part once more with matrix products rounded to the dtype, and from norms that are nudged. Measured of the
+# products: the runtime's error is at most 2.9 times as large where that is below ALLOWED_UNITS, 1.5 times elsewhere.
 ROUNDED_FACTOR = 3.0
+
+# One nudge may come to nothing by chance, where all values of a part move together.
+NUDGES = 4
 
 # The largest of some ten thousand errors, which also grows with the value that is rounded.
 MAX_FACTOR = 10.0
@@ -61,7 +64,8 @@ class PartCheck:
         status: pass or fail.
         rms, median, maximum: of the errors, relative to the RMS (median: to the median) of the part's output; None
             where a value is not finite, or nothing is measured.
-        allowed: most that RMS and median may be; the maximum may be 10 times that of an output and of the RMS together.
+        allowed: most that the RMS may be, and the median of a part that does not amplify rounding; the maximum may be
+            10 times that of an output and of the RMS together.
         excess: the worst of the three in units of what is allowed.
         note: why it failed.
     """
@@ -110,9 +114,11 @@ def compare_parts(
     theirs = _values(case, actual)
     dtype = tolerance.dtype
 
-    def computed(*, unrounded: bool) -> dict[str, Array]:
+    def computed(*, unrounded: bool, seed: int | None = None) -> dict[str, Array]:
         addresses, given = routing_of(reference, actual.probes, unrounded=unrounded)
         given |= {name: value for name, value in actual.probes.items() if name not in given and not _is_routing(name)}
+        if seed is not None:
+            given |= _nudged(given, reference.model.config.num_layers, dtype, seed)
         found = _values(case, reference.run_forced(case.step, addresses, given))
         return found if tolerance.atol is None else {name: found[name] for name in found if name in expected.probes}
 
@@ -132,9 +138,12 @@ def compare_parts(
     if failed and dtype != "fp32":
         # Only then: it takes another forward, whose products of 16 bits are slow on a CPU.
         with torch.autocast("cpu", dtype=torch_dtype(dtype)):
-            rounded = computed(unrounded=True)
+            several = [computed(unrounded=True)]
+        several += [computed(unrounded=True, seed=seed) for seed in range(NUDGES)]
         for name in failed:
-            checks[name] = _compare(runtime, name, case, theirs[name], ours[name], rounded[name], dtype)
+            moved, *nudged = (np.square(values[name] - ours[name].astype(np.float64)) for values in several)
+            moved = np.sqrt(moved + np.mean(nudged, 0))
+            checks[name] = _compare(runtime, name, case, theirs[name], ours[name], moved, dtype)
     wrong = retrieval_problems(reference.model, actual.probes, case.real_tokens.ravel())
     for j in range(reference.model.config.memory.layers):
         checks[f"addresses.{j}"] = (
@@ -204,6 +213,22 @@ def _without_ties(logits_TE: Array, order_TE: Array) -> Array:
     return np.asarray(logits_TE - np.float32(_TIE_STEP) * rank_TE, dtype=np.float32)
 
 
+def _nudged(given: Mapping[str, Array], layers: int, dtype: str, seed: int) -> dict[str, Array]:
+    """What norms put out, each value up or down by a unit: a runtime may go on from more digits than it shows.
+
+    ONNX Runtime on a CPU drops the pair of casts between a norm and a product. Where rows of the head are much alike,
+    as of tokens that training hardly saw, that moves all logits of a token together: in the trained sample by 2.6 units
+    of their RMS, which is 9 of their median.
+    """
+    rng = np.random.default_rng(seed)
+    steps = UNIT_ROUNDOFF[dtype] * np.array([-1.0, 1.0], dtype=np.float32)
+    return {
+        name: value * (1 + rng.choice(steps, value.shape))
+        for name, value in given.items()
+        if name.startswith("normed.") or name == f"hidden.{layers}"
+    }
+
+
 def _is_routing(name: str) -> bool:
     return name.startswith(("addresses.", "row_scores.", "col_scores."))
 
@@ -220,7 +245,7 @@ def _values(case: Case, output: StepOutput) -> dict[str, Array]:
 
 
 def _compare(
-    runtime: str, name: str, case: Case, value: Array, reference: Array, rounded: Array | None, dtype: str
+    runtime: str, name: str, case: Case, value: Array, reference: Array, moved: Array | None, dtype: str
 ) -> PartCheck:
     if value.shape != reference.shape or not (np.isfinite(value).all() and np.isfinite(reference).all()):
         return _failed(runtime, name, case, "NaN, infinity or another shape")
@@ -228,14 +253,15 @@ def _compare(
     error, size = np.abs(value - exact), np.abs(exact)
     scale, middle = root_mean_square(exact), float(np.median(size))
     middle = max(middle, LEAST_MEDIAN * scale)
-    allowed = ALLOWED_UNITS[dtype] * UNIT_ROUNDOFF[dtype]
+    allowed = allowed_median = ALLOWED_UNITS[dtype] * UNIT_ROUNDOFF[dtype]
     step = SMALLEST_STEP[dtype]
-    if rounded is not None and np.isfinite(rounded).all() and scale > 0:
-        allowed = max(allowed, ROUNDED_FACTOR * root_mean_square(rounded - exact) / scale)
+    if moved is not None and np.isfinite(moved).all() and scale > 0:
+        allowed = max(allowed, ROUNDED_FACTOR * root_mean_square(moved) / scale)
+        allowed_median = max(allowed, ROUNDED_FACTOR * float(np.median(moved)) / middle)
     rms, median, maximum = root_mean_square(error), float(np.median(error)), float(error.max())
     excess = max(
         rms / (allowed * scale + step),
-        median / (allowed * middle + step),
+        median / (allowed_median * middle + step),
         float((error / (MAX_FACTOR * (allowed * (scale + size) + step))).max()),
     )
     pairs = ((rms, scale), (median, middle), (maximum, scale))
