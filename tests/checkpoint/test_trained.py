@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from tests.checkpoint.variants import copy_golden, set_fields
+from tests.checkpoint.variants import changed_tensors, copy_golden, set_fields
 from tests.command import run_command
 from tests.golden import TRAINED_CASES
 from umv2_export.checkpoint import Checkpoint, open_checkpoint
@@ -189,6 +189,30 @@ def test_a_field_out_of_range_is_named_with_its_file_before_any_tensor_is_read(
     with pytest.raises(InputRejected) as caught:
         open_checkpoint(checkpoint)
     assert str(caught.value.where) == str(checkpoint / "config.yaml")
+
+
+EXPERTS = "transformer.blocks.1.ffn.experts.mlp."
+
+
+@pytest.mark.parametrize("name", [EXPERTS + "w2", "transformer.blocks.1.ffn.router.layer.weight"])
+def test_a_tensor_of_experts_that_is_missing_or_cut_is_called_by_the_authors_name(tmp_path: Path, name: str) -> None:
+    checkpoint = copied(tmp_path, "moe_baseline")
+    with changed_tensors(checkpoint) as state:
+        state[name] = state[name][: len(state[name]) // 2].clone()
+    with pytest.raises(InputRejected, match=re.escape(f"'{name}' has shape")):
+        open_checkpoint(checkpoint)
+    with changed_tensors(checkpoint) as state:
+        del state[name]
+    with pytest.raises(InputRejected, match=re.escape(f"'{name}' missing")):
+        open_checkpoint(checkpoint)
+
+
+def test_a_further_matrix_of_experts_is_refused(tmp_path: Path) -> None:
+    checkpoint = copied(tmp_path, "moe_baseline")
+    with changed_tensors(checkpoint) as state:
+        state[EXPERTS + "w3"] = state[EXPERTS + "w1"].clone()
+    with pytest.raises(Unsupported, match=re.escape(f"unknown tensor '{EXPERTS}w3'")):
+        open_checkpoint(checkpoint)
 
 
 def test_inspect_takes_the_reading_that_its_refusal_asks_for() -> None:

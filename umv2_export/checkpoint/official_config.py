@@ -50,6 +50,11 @@ class OfficialModel(NamedTuple):
     insertion: Insertion
     has_experts: bool
 
+    @property
+    def expert_size(self) -> int:
+        """Inner size of an expert."""
+        return _ffn_size(self.fields, self.fields.integer("d_model"))
+
     def check(self, *, query_layout: QueryLayout, row_topk: int | None) -> None:
         """Read every field that `config` will read.
 
