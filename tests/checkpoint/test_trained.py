@@ -74,6 +74,13 @@ def test_inspect_and_the_export_say_which_memory_layer_is_never_added(tmp_path: 
     assert said in dry.stderr
 
 
+def test_a_converted_checkpoint_still_says_which_memory_layer_is_never_added(tmp_path: Path) -> None:
+    assert run_command("convert", TRAINED["insert_overlap"], "-o", tmp_path / "native").exit_code == 0
+    checkpoint = open_checkpoint(tmp_path / "native")
+    assert list(checkpoint.never_added) == list(opened("insert_overlap").never_added)
+    assert list(checkpoint.notes) == list(checkpoint.never_added)
+
+
 @pytest.mark.parametrize(
     ("way", "added"),
     [
