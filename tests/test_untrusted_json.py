@@ -72,7 +72,8 @@ def test_names_without_end_are_compared_in_no_time() -> None:
 def test_a_file_of_any_kind_is_refused_with_exit_code_3(tmp_path: Path, file: str, name: str) -> None:
     if file == "model.safetensors.index.json":
         random_checkpoint(tmp_path, PRESETS["umv2-tiny"])
-        (tmp_path / "model.safetensors").unlink()  # it would come before an index
+        # A single file of the usual name would win over an index.
+        (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
     (tmp_path / file).write_text(REFUSED[name], encoding="utf-8", errors="surrogateescape")
     result = run_command("inspect", tmp_path)
     assert result.exit_code == 3, result.stderr
