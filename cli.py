@@ -128,6 +128,12 @@ TEXT_FILE = UsablePath(path_type=Path, dir_okay=False, exists=True)
 
 LAYOUTS: Mapping[str, Any] = {"auto": None, "released": "released", "per-rank": "per_rank"}
 
+# Parameters that only some memory layers have a use for.
+RETRIEVAL_FLAGS: Mapping[str, Sequence[str]] = {
+    "queries": ["query_layout", "row_topk"],
+    "query layouts": ["query_layout"],
+}
+
 
 def json_option(command: Command) -> Command:
     """--json."""
@@ -170,11 +176,10 @@ def tokenizer_option(command: Command) -> Command:
     )(command)
 
 
-def checkpoint_options(command: Command) -> Command:
-    """How a checkpoint is read."""
+def reading_options(command: Command) -> Command:
+    """What a checkpoint does not tell of itself."""
     for option in (
         ignore_field_option,
-        click.option("--allow-non-finite", is_flag=True, help="Let NaN and infinity in weights through."),
         click.option(
             "--query-layout",
             type=click.Choice(QUERY_LAYOUTS),
@@ -190,6 +195,12 @@ def checkpoint_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def checkpoint_options(command: Command) -> Command:
+    """How a checkpoint is read."""
+    non_finite = click.option("--allow-non-finite", is_flag=True, help="Let NaN and infinity in weights through.")
+    return reading_options(non_finite(command))
 
 
 def shape_option(bound: str) -> Callable[[Command], Command]:
@@ -222,14 +233,14 @@ def refuse_flags(flags: Iterable[str], why: str, *, where: Path | None = None) -
             raise InvalidRequest(f"{option} has no effect here", where=where, why=why, fix=f"leave out {option}")
 
 
-def refuse_flags_of_absent_parts(checkpoint: "Checkpoint", parts: Mapping[str, Sequence[str]]) -> None:
+def refuse_flags_of_absent_parts(config: "ModelConfig", parts: Mapping[str, Sequence[str]], *, where: Path) -> None:
     """Refuse flags for memory layers or experts of a checkpoint that has none.
 
     Args:
-        checkpoint: that is read.
+        config: of the checkpoint.
         parts: `queries`, `tables` or `experts`, and the parameters that are about them.
+        where: the checkpoint.
     """
-    config = checkpoint.config
     absent = {
         "queries": (config.memory.layers == 0, "the model has no memory layers"),
         "query layouts": (not config.memory.query_per_rank, "its layers have one query, whatever the Tucker rank"),
@@ -239,7 +250,7 @@ def refuse_flags_of_absent_parts(checkpoint: "Checkpoint", parts: Mapping[str, S
     for part, flags in parts.items():
         is_absent, why = absent[part]
         if is_absent:
-            refuse_flags(flags, why, where=checkpoint.path)
+            refuse_flags(flags, why, where=where)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -261,14 +272,20 @@ def env(as_json: bool) -> None:
 
 @cli.command()
 @click.argument("path", type=FOLDER)
-@ignore_field_option
+@reading_options
 @json_option
-def inspect(path: Path, ignore_fields: Sequence[str], as_json: bool) -> None:
+def inspect(path: Path, query_layout: str, row_topk: int | None, ignore_fields: Sequence[str], as_json: bool) -> None:
     """Describe a checkpoint, a bundle, an engine or an .onnx file: config, sizes, ops, parameter counts."""
+    from umv2_export.config import ModelConfig
     from umv2_export.inspection import describe_path
     from umv2_export.report import print_description
 
-    facts = describe_path(path, ignore_fields=ignore_fields)
+    facts = describe_path(path, query_layout=LAYOUTS[query_layout], row_topk=row_topk, ignore_fields=ignore_fields)
+    if facts["kind"] == "checkpoint":
+        refuse_flags_of_absent_parts(ModelConfig.from_dict(facts["config"]), RETRIEVAL_FLAGS, where=path)
+    else:
+        flags = ["query_layout", "row_topk", "ignore_fields"]
+        refuse_flags(flags, "it says how a checkpoint is read, and this is none", where=path)
     print_notes(facts.get("notes", []))
     print_json(facts) if as_json else print_description(facts)
 
@@ -299,8 +316,7 @@ def convert(
     files = None if tokenizer is None else chosen_tokenizer(tokenizer)
     check_target(output, force=force, inputs=[official, *(files or [])])
     checkpoint = open_source(official, query_layout, row_topk, files, ignore_fields, allow_non_finite=allow_non_finite)
-    retrieval = ["query_layout", "row_topk"]
-    refuse_flags_of_absent_parts(checkpoint, {"queries": retrieval, "query layouts": ["query_layout"]})
+    refuse_flags_of_absent_parts(checkpoint.config, RETRIEVAL_FLAGS, where=checkpoint.path)
     write_native(
         checkpoint.config,
         checkpoint_streams(checkpoint),
@@ -423,15 +439,8 @@ def onnx(
     files = None if tokenizer is None else chosen_tokenizer(tokenizer)
     check_target(output, force=force, inputs=[checkpoint, *(files or [])])
     source = open_source(checkpoint, query_layout, row_topk, files, ignore_fields, allow_non_finite=allow_non_finite)
-    refuse_flags_of_absent_parts(
-        source,
-        {
-            "queries": ["query_layout", "row_topk"],
-            "query layouts": ["query_layout"],
-            "tables": ["key_dtype", "table_dtype", "shard_size"],
-            "experts": ["moe_form"],
-        },
-    )
+    parts = {**RETRIEVAL_FLAGS, "tables": ["key_dtype", "table_dtype", "shard_size"], "experts": ["moe_form"]}
+    refuse_flags_of_absent_parts(source.config, parts, where=source.path)
     validates = not no_validate and dtype != "bf16"
     if not validates:
         why = (
@@ -535,6 +544,8 @@ def parity(
             "--sample without a checkpoint whose rows could be compared",
             fix="pass --reference CHECKPOINT, or leave out --sample",
         )
+    if reference is None:
+        refuse_flags(["ignore_fields"], "no checkpoint is read without --reference", where=bundle)
     choice = choose_engine(runtimes, engine, trust=trust_engine, plugin_library=plugin_library)
     opened = Bundle(bundle)
     text = None if prompt_file is None else text_ids(opened, prompt_file.read_bytes(), where=prompt_file)

@@ -251,3 +251,15 @@ def test_a_bug_of_ours_has_an_exit_code_of_its_own(bundle: Path, monkeypatch: py
     result = run_command("verify", bundle)
     assert result.exit_code == 70
     assert "internal error" in result.stderr
+
+
+def test_what_an_export_prints_of_a_model_without_memory_names_no_part_of_memory(
+    exported: Exported, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from umv2_export.bundle import Bundle
+    from umv2_export.report import print_export
+
+    print_export(Bundle(exported("olmoe")[0]), None)
+    (stored,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stored:")]
+    assert "dense fp32" in stored
+    assert not any(part in stored for part in ("keys", "tables", "query layout"))

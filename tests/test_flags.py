@@ -40,6 +40,22 @@ def test_a_query_layout_is_of_queries_for_each_rank(tmp_path: Path, command: str
     assert_refused(tmp_path, *arguments, flag="--query-layout")
 
 
+@pytest.mark.parametrize("flag", [("--query-layout", "released"), ("--row-topk", "8"), ("--ignore-field", "x")])
+def test_how_a_checkpoint_is_read_is_no_flag_for_a_bundle(
+    exported: Exported, tmp_path: Path, flag: tuple[str, str]
+) -> None:
+    assert_refused(tmp_path, "inspect", exported("v2_shared_ring")[0], *flag, flag=flag[0])
+
+
+@pytest.mark.parametrize("flag", [("--query-layout", "released"), ("--row-topk", "8")])
+def test_inspect_refuses_flags_of_memory_layers_without_them(tmp_path: Path, flag: tuple[str, str]) -> None:
+    assert_refused(tmp_path, "inspect", OLMOE, *flag, flag=flag[0])
+
+
+def test_parity_leaves_out_no_field_without_a_checkpoint(exported: Exported, tmp_path: Path) -> None:
+    assert_refused(tmp_path, "parity", exported("v2_shared_ring")[0], "--ignore-field", "x", flag="--ignore-field")
+
+
 @pytest.mark.parametrize(
     "flag", [("--key-dtype", "fp16"), ("--table-dtype", "fp16"), ("--table-dtype", "same"), ("--shard-size", "2GB")]
 )

@@ -9,7 +9,7 @@ import onnx
 
 from umv2_export.bundle import MANIFEST_FILE, Bundle
 from umv2_export.checkpoint import Checkpoint, open_checkpoint
-from umv2_export.config import count_parameters
+from umv2_export.config import QueryLayout, count_parameters
 from umv2_export.engines.manifest import ENGINE_MANIFEST_FILE, describe_engine
 from umv2_export.errors import InputRejected
 from umv2_export.signature import describe_value
@@ -17,12 +17,19 @@ from umv2_export.signature import describe_value
 __all__ = ["describe_path"]
 
 
-def describe_path(path: Path, *, row_topk: int | None = None, ignore_fields: Sequence[str] = ()) -> dict[str, Any]:
+def describe_path(
+    path: Path,
+    *,
+    query_layout: QueryLayout | None = None,
+    row_topk: int | None = None,
+    ignore_fields: Sequence[str] = (),
+) -> dict[str, Any]:
     """Kind, configuration, sizes, ops and parameter counts.
 
     Args:
         path: what to describe.
-        row_topk: of a checkpoint that does not tell it.
+        query_layout: of a checkpoint that does not tell it.
+        row_topk: likewise.
         ignore_fields: of a checkpoint's configuration.
 
     Raises:
@@ -36,7 +43,8 @@ def describe_path(path: Path, *, row_topk: int | None = None, ignore_fields: Seq
         return describe_engine(path)
     if (path / MANIFEST_FILE).is_file():
         return _describe_bundle(Bundle(path))
-    return _describe_checkpoint(open_checkpoint(path, row_topk=row_topk, ignore_fields=ignore_fields))
+    checkpoint = open_checkpoint(path, query_layout=query_layout, row_topk=row_topk, ignore_fields=ignore_fields)
+    return _describe_checkpoint(checkpoint)
 
 
 def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:

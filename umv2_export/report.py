@@ -78,12 +78,12 @@ def print_export(bundle: Bundle, parity: ParityReport | None) -> None:
         highlight=False,
     )
     stored = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in manifest.bytes.items() if size)
-    console.print(
-        f"stored: {stored}; dense {manifest.dtype}, keys {manifest.key_dtype}, tables {manifest.table_dtype}, "
-        f"opset {manifest.opset}, for ONNX Runtime {manifest.min_onnxruntime} or later, "
-        f"query layout {manifest.query_layout}",
-        highlight=False,
-    )
+    retrieval = [f"keys {manifest.key_dtype}", f"tables {manifest.table_dtype}"] if bundle.config.memory.layers else []
+    facts = [f"dense {manifest.dtype}", *retrieval, f"opset {manifest.opset}"]
+    facts.append(f"for ONNX Runtime {manifest.min_onnxruntime} or later")
+    if bundle.config.memory.query_per_rank and bundle.config.memory.layers:
+        facts.append(f"query layout {manifest.query_layout}")
+    console.print(f"stored: {stored}; {', '.join(facts)}", highlight=False)
     if parity is None:
         console.print("not validated")
     elif not parity.checks and parity.stored is not None:

@@ -56,6 +56,17 @@ def test_slices_of_another_step_are_refused(beside: Path) -> None:
         open_checkpoint(beside)
 
 
+def test_ranks_of_different_steps_are_refused(tmp_path: Path) -> None:
+    checkpoint = copy_golden(tmp_path)
+    split_into_ranks(checkpoint)
+    state = torch.load(checkpoint / "rank_1" / "model.pt", weights_only=True)
+    torch.save(
+        {name: t + 1 if t.is_floating_point() else t for name, t in state.items()}, checkpoint / "rank_1/model.pt"
+    )
+    with pytest.raises(InputRejected, match=r"differs between rank_0/model\.pt and rank_1/model\.pt"):
+        open_checkpoint(checkpoint)
+
+
 def test_whole_tables_in_one_file_are_read_and_the_ranks_are_told(beside: Path) -> None:
     shutil.copy(GOLDEN["v2_shared_ring"] / "model.pt", beside)
     assert_is_golden(beside)

@@ -59,6 +59,14 @@ def test_a_newer_sharded_step_is_named_and_not_read(run: Path, add: Add) -> None
     assert any("step20 is newer and sharded" in note for note in checkpoint.notes)
 
 
+def test_a_newer_sharded_step_without_its_weights_is_named_and_not_read(run: Path, add: Add) -> None:
+    unsharded = add("step10-unsharded")
+    (run / "step20").mkdir()
+    checkpoint = open_checkpoint(run)
+    assert checkpoint.path == unsharded
+    assert any("step20 is newer and sharded, and its weights are not here" in note for note in checkpoint.notes)
+
+
 def test_where_all_steps_are_sharded_the_newest_says_how_it_is_joined(run: Path, add: Add) -> None:
     add("step9", LAYOUTS / "sharded_torch_legacy")
     add("step10", LAYOUTS / "sharded_torch_legacy")

@@ -1,5 +1,6 @@
 """Checkpoints as the authors' trainer writes them, against the outputs of the authors' own modules."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from tests.checkpoint.variants import copy_golden, set_fields
+from tests.checkpoint.variants import changed_tensors, copy_golden, set_fields
 from tests.command import run_command
 from tests.golden import TRAINED_CASES
 from umv2_export.checkpoint import Checkpoint, open_checkpoint
@@ -71,6 +72,13 @@ def test_inspect_and_the_export_say_which_memory_layer_is_never_added(tmp_path: 
     assert said in run_command("inspect", TRAINED["insert_overlap"]).stdout
     dry = run_command("onnx", TRAINED["insert_overlap"], "-o", tmp_path / "bundle", "--dry-run", "--json")
     assert said in dry.stderr
+
+
+def test_a_converted_checkpoint_still_says_which_memory_layer_is_never_added(tmp_path: Path) -> None:
+    assert run_command("convert", TRAINED["insert_overlap"], "-o", tmp_path / "native").exit_code == 0
+    checkpoint = open_checkpoint(tmp_path / "native")
+    assert list(checkpoint.never_added) == list(opened("insert_overlap").never_added)
+    assert list(checkpoint.notes) == list(checkpoint.never_added)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +162,8 @@ def test_parity_takes_the_reading_that_the_bundle_records(tmp_path: Path) -> Non
         ("moe_baseline", {"mem_insert_way": "full"}, "memory layers .* beside experts"),
         ("memory_plus", {"vertical_parallel": True}, "vertical_parallel with mem_type 'memory_plus'"),
         ("v1_script", {"vertical_parallel": True}, "vertical_parallel with mem_type 'ultramem_v1'"),
+        ("rowcol_cap_128", {}, "field 'mem_knn' is 200, above 128"),
+        ("readme_n_kv_heads", {"mem_head": 4}, "field 'mem_head' is 4 without mem_q_for_each_tucker_rank"),
     ],
 )
 def test_what_is_not_implemented_is_named_before_any_tensor_is_read(
@@ -163,6 +173,58 @@ def test_what_is_not_implemented_is_named_before_any_tensor_is_read(
     (checkpoint / "model.pt").write_bytes(b"no tensors here")
     with pytest.raises(Unsupported, match=said):
         open_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("gqa", "n_kv_heads", 3),
+        ("gqa", "clip_qkv", -1),
+        ("gqa", "mem_vdim", None),
+        ("gqa", "mem_share_ratio", "half"),
+        ("v1_script", "mem_vdim", None),
+        ("memory_plus", "mem_kdim", 0),
+        ("moe_baseline", "moe_num_experts", None),
+        ("moe_baseline", "moe_top_k", 9),
+    ],
+)
+def test_a_field_out_of_range_is_named_with_its_file_before_any_tensor_is_read(
+    tmp_path: Path, name: str, field: str, value: object
+) -> None:
+    checkpoint = copied(tmp_path, name, **{field: value})
+    (checkpoint / "model.pt").write_bytes(b"no tensors here")
+    with pytest.raises(InputRejected) as caught:
+        open_checkpoint(checkpoint)
+    assert str(caught.value.where) == str(checkpoint / "config.yaml")
+
+
+EXPERTS = "transformer.blocks.1.ffn.experts.mlp."
+
+
+@pytest.mark.parametrize("name", [EXPERTS + "w2", "transformer.blocks.1.ffn.router.layer.weight"])
+def test_a_tensor_of_experts_that_is_missing_or_cut_is_called_by_the_authors_name(tmp_path: Path, name: str) -> None:
+    checkpoint = copied(tmp_path, "moe_baseline")
+    with changed_tensors(checkpoint) as state:
+        state[name] = state[name][: len(state[name]) // 2].clone()
+    with pytest.raises(InputRejected, match=re.escape(f"'{name}' has shape")):
+        open_checkpoint(checkpoint)
+    with changed_tensors(checkpoint) as state:
+        del state[name]
+    with pytest.raises(InputRejected, match=re.escape(f"'{name}' missing")):
+        open_checkpoint(checkpoint)
+
+
+def test_a_further_matrix_of_experts_is_refused(tmp_path: Path) -> None:
+    checkpoint = copied(tmp_path, "moe_baseline")
+    with changed_tensors(checkpoint) as state:
+        state[EXPERTS + "w3"] = state[EXPERTS + "w1"].clone()
+    with pytest.raises(Unsupported, match=re.escape(f"unknown tensor '{EXPERTS}w3'")):
+        open_checkpoint(checkpoint)
+
+
+def test_inspect_takes_the_reading_that_its_refusal_asks_for() -> None:
+    result = run_command("inspect", TRAINED["rowcol_cap_128"], "--row-topk", "128", "--json")
+    assert json.loads(result.stdout)["config"]["memory"]["row_topk"] == 128
 
 
 def test_heads_of_keys_and_multi_query_attention_may_not_contradict(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def read_checkpoint(
             f"expected {FORMAT!r} version {FORMAT_VERSION}",
             where=path / CONFIG_FILE,
         )
-    unknown = sorted(data.keys() - {"format", "format_version", "model", "tokenizer", "ignored_fields"})
+    unknown = sorted(data.keys() - {"format", "format_version", "model", "tokenizer", "ignored_fields", "never_added"})
     if unknown:
         raise Unsupported(f"unknown field {shown(unknown[0])}", where=path / CONFIG_FILE)
     model = data.get("model")
@@ -96,6 +96,7 @@ def read_checkpoint(
     mapped, files = map_tensors(path)
     tensors = {name: CheckpointTensor(name, [tensor], allow_non_finite) for name, tensor in mapped.items()}
     validate_tensors(config, tensors, where=path)
+    never_added = _texts(data, "never_added", path / CONFIG_FILE)
     return Checkpoint(
         path,
         "native",
@@ -104,17 +105,18 @@ def read_checkpoint(
         [path / CONFIG_FILE, *files],
         tokenizer_files(path),
         tokenizer=identifier(data.get("tokenizer")),
-        ignored_fields=[*_earlier_ignored(data, path / CONFIG_FILE), *ignore_fields],
-        notes=weight_notes(path),
+        ignored_fields=[*_texts(data, "ignored_fields", path / CONFIG_FILE), *ignore_fields],
+        notes=[*weight_notes(path), *never_added],
+        never_added=never_added,
     )
 
 
-def _earlier_ignored(data: Mapping[str, Any], where: Path) -> list[str]:
-    """What `convert` was asked to leave out of the checkpoint that this one was made of."""
-    names = data.get("ignored_fields", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputRejected("field 'ignored_fields' must be a list of names", where=where)
-    return names
+def _texts(data: Mapping[str, Any], field: str, where: Path) -> list[str]:
+    """What `convert` noted of the checkpoint that this one was made of."""
+    texts = data.get(field, [])
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise InputRejected(f"field {field!r} must be a list of texts", where=where)
+    return texts
 
 
 def checkpoint_streams(checkpoint: Checkpoint) -> list[TensorStream]:
@@ -124,7 +126,11 @@ def checkpoint_streams(checkpoint: Checkpoint) -> list[TensorStream]:
 
 def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, object]:
     """What config.json keeps of a checkpoint beside the model; nothing where there is nothing to keep."""
-    facts = {"tokenizer": checkpoint.tokenizer, "ignored_fields": list(checkpoint.ignored_fields)}
+    facts = {
+        "tokenizer": checkpoint.tokenizer,
+        "ignored_fields": list(checkpoint.ignored_fields),
+        "never_added": list(checkpoint.never_added),
+    }
     return {name: value for name, value in facts.items() if value}
 
 
@@ -146,7 +152,7 @@ def save_checkpoint(
         tensors: all its tensors.
         extra_files: tokenizer files to copy along.
         track: progress.
-        facts: further fields of config.json: `tokenizer`, `ignored_fields`.
+        facts: further fields of config.json, as `checkpoint_facts` gives them.
         replace_target: replace a folder that is not empty.
 
     Raises:

@@ -41,9 +41,11 @@ def read_checkpoint(
     config_file = path / CONFIG_FILE
     fields = without_ignored(read_model_fields(config_file), ignore_fields, UNDERSTOOD, where=config_file)
     # Before any tensor: what is not implemented is named as such, not as a tensor of an odd shape.
+    query_layout = query_layout or "released"
     with _located(config_file):
         model = read_fields(fields)
-    ranks = load_weights(path, fields)
+        model.check(query_layout=query_layout, row_topk=row_topk)
+        ranks = load_weights(path, fields)
     weight_files = [file for rank in ranks for file in rank.files]
     theirs = {}
     for name, first in ranks[0].tensors.items():
@@ -54,7 +56,7 @@ def read_checkpoint(
     tensors = our_tensors(theirs, model, where=weight_files[0])
     facts = tensor_facts(tensors, model, where=weight_files[0])
     with _located(config_file):
-        config = model.config(facts, query_layout=query_layout or "released", row_topk=row_topk)
+        config = model.config(facts, query_layout=query_layout, row_topk=row_topk)
     validate_tensors(config, tensors, where=weight_files[0])
     notes = dict.fromkeys(note for rank in ranks for note in rank.notes)
     return Checkpoint(

@@ -50,6 +50,22 @@ class OfficialModel(NamedTuple):
     insertion: Insertion
     has_experts: bool
 
+    @property
+    def expert_size(self) -> int:
+        """Inner size of an expert."""
+        return _ffn_size(self.fields, self.fields.integer("d_model"))
+
+    def check(self, *, query_layout: QueryLayout, row_topk: int | None) -> None:
+        """Read every field that `config` will read.
+
+        Raises:
+            InputRejected: a field is missing or out of range.
+            Unsupported: a value that is not implemented, or that can be read in two ways.
+        """
+        self._around_memory(MemoryConfig.absent())
+        if self.kind != "none":
+            _memory_fields(self, query_layout, row_topk)
+
     def config(
         self, facts: TensorFacts | None, *, query_layout: QueryLayout, row_topk: int | None = None
     ) -> ModelConfig:
@@ -64,15 +80,16 @@ class OfficialModel(NamedTuple):
             InputRejected: a field is missing or out of range.
             Unsupported: a value that is not implemented, or that can be read in two ways.
         """
+        memory = MemoryConfig.absent() if facts is None else _memory(self, facts, query_layout, row_topk)
+        return self._around_memory(memory)
+
+    def _around_memory(self, memory: MemoryConfig) -> ModelConfig:
         read = self.fields
         d, vocab_size = read.integer("d_model"), read.integer("vocab_size")
         both = _ffn_size(read, d)
         experts = None
         if self.has_experts:
             experts = ExpertsConfig(read.integer("moe_num_experts"), read.integer("moe_top_k"), both)
-        memory = MemoryConfig.absent()
-        if facts is not None:
-            memory = _memory(self, facts, query_layout, row_topk)
         return ModelConfig(
             hidden_size=d,
             num_layers=read.integer("n_layers"),
@@ -138,7 +155,8 @@ def _kv_heads(read: "FieldReader") -> int | None:
     return None if kv_heads == heads else kv_heads
 
 
-def _memory(model: OfficialModel, facts: TensorFacts, query_layout: QueryLayout, row_topk: int | None) -> MemoryConfig:
+def _memory_fields(model: OfficialModel, query_layout: QueryLayout, row_topk: int | None) -> dict[str, Any]:
+    """What the fields say of memory layers, by the names of `MemoryConfig`."""
     read, insertion, topk = model.fields, model.insertion, model.fields.integer("mem_knn")
     if row_topk is None and topk > CAP and model.kind != "memory_plus":
         raise Unsupported(
@@ -149,6 +167,7 @@ def _memory(model: OfficialModel, facts: TensorFacts, query_layout: QueryLayout,
             "not know, export both and compare the loss on a text: the wrong one is worse",
         )
     common: dict[str, Any] = {
+        "kind": model.kind,
         "keys_per_side": read.integer("mem_knum"),
         "key_dim": read.integer("mem_kdim"),
         "value_dim": read.integer("mem_vdim"),
@@ -156,23 +175,14 @@ def _memory(model: OfficialModel, facts: TensorFacts, query_layout: QueryLayout,
         "topk": topk,
         "row_topk": row_topk or topk,
         "placements": insertion.placements,
-        "tucker_rank": facts.tucker_rank,
-        "tucker_cores": facts.tucker_cores,
     }
     # The layers of V1 and Memory+ are handed none of the other fields, whatever the file says of them.
     if model.kind == "memory_plus":
-        return MemoryConfig("memory_plus", pre_value_dim=0, query_per_rank=False, **common)
+        return common | {"pre_value_dim": 0, "query_per_rank": False}
     common["query_layout"] = query_layout
     if model.kind == "ultramem_v1":
-        expansion = math.isqrt(facts.value_groups)
-        return MemoryConfig(
-            "ultramem_v1",
-            pre_value_dim=0,
-            query_per_rank=False,
-            key_expansion=expansion,
-            value_groups=facts.value_groups,
-            **common,
-        )
+        return common | {"pre_value_dim": 0, "query_per_rank": False}
+    read.boolean("vertical_parallel")
     query_per_rank, heads = read.boolean("mem_q_for_each_tucker_rank"), common["heads"]
     if query_layout == "released" and not query_per_rank and heads > 2:
         raise Unsupported(
@@ -180,20 +190,28 @@ def _memory(model: OfficialModel, facts: TensorFacts, query_layout: QueryLayout,
             why="head h of the authors' code takes query group h // 2, and there is one group",
         )
     left_out = len(insertion.added) < insertion.layers
-    memory = MemoryConfig(
-        "ultramem_v2",
-        pre_value_dim=read.integer("mem_pre_vdim", minimum=0),
-        share_ratio=read.real("mem_share_ratio"),
-        query_per_rank=query_per_rank,
-        key_expansion=read.integer("mem_key_expand_time"),
-        value_groups=read.integer("mem_value_expand_time"),
-        activation="gelu" if read.boolean("mem_use_glu_act") else "none",
-        pool_layers=insertion.layers if left_out else None,
-        pool_positions=insertion.added if left_out else None,
-        **common,
-    )
+    return common | {
+        "pre_value_dim": read.integer("mem_pre_vdim", minimum=0),
+        "share_ratio": read.real("mem_share_ratio"),
+        "query_per_rank": query_per_rank,
+        "key_expansion": read.integer("mem_key_expand_time"),
+        "value_groups": read.integer("mem_value_expand_time"),
+        "activation": "gelu" if read.boolean("mem_use_glu_act") else "none",
+        "pool_layers": insertion.layers if left_out else None,
+        "pool_positions": insertion.added if left_out else None,
+    }
+
+
+def _memory(model: OfficialModel, facts: TensorFacts, query_layout: QueryLayout, row_topk: int | None) -> MemoryConfig:
+    told = _memory_fields(model, query_layout, row_topk)
+    told |= {"tucker_rank": facts.tucker_rank, "tucker_cores": facts.tucker_cores}
+    if model.kind == "ultramem_v1":
+        told |= {"key_expansion": math.isqrt(facts.value_groups), "value_groups": facts.value_groups}
+    memory = MemoryConfig(**told)
+    if model.kind != "ultramem_v2":
+        return memory
     # Their parallel lookup takes the shuffled address N_all for the padding of a rank that has fewer tokens.
-    padded = read.boolean("vertical_parallel") and memory.stored_side**2 > memory.pool_rows
+    padded = model.fields.boolean("vertical_parallel") and memory.stored_side**2 > memory.pool_rows
     return replace(memory, drops_padding_address=padded)
 
 

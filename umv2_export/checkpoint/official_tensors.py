@@ -1,10 +1,8 @@
 """The tensors of the authors' state dicts -> ours: other names for experts, and what no forward reads left out."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-
-import torch
 
 from umv2_export.checkpoint.checkpoint import CheckpointTensor
 from umv2_export.checkpoint.official_config import OfficialModel, TensorFacts
@@ -16,7 +14,7 @@ __all__ = ["our_tensors", "tensor_facts"]
 IGNORED_TENSORS = ("tucker_core_uv", "tucker_core_stacked")
 
 _MEMORY_LAYER = re.compile(r"transformer\.mem_blocks\.(\d{1,6})\.(.+)")
-_EXPERTS = re.compile(r"(transformer\.blocks\.\d{1,6}\.)ffn\.(experts\.mlp\.[wv]\d|router\.layer\.weight)")
+_EXPERTS = re.compile(r"(transformer\.blocks\.\d{1,6}\.)ffn\.(experts\.mlp\.(?:w1|v1|w2)|router\.layer\.weight)")
 
 
 def our_tensors(
@@ -27,9 +25,8 @@ def our_tensors(
     Memory layers whose output is never added are left out, and the others counted anew.
 
     Raises:
-        InputRejected: a stack of experts has a shape that does not divide among them.
+        InputRejected: a router or a stack of experts is missing, or has another shape.
     """
-    count = model.fields.integer("moe_num_experts") if model.has_experts else 0
     position = {old: new for new, old in enumerate(model.insertion.added)}
     ours: dict[str, CheckpointTensor] = {}
     stacks: dict[str, dict[str, CheckpointTensor]] = {}
@@ -44,42 +41,50 @@ def our_tensors(
             ours[new_name] = tensor.renamed(new_name)
         elif model.kind == "none" and name.startswith("transformer.full_memory_layer."):
             continue  # their Memory+ makes its table even where no layer reads it
-        elif count and (expert := _EXPERTS.fullmatch(name)):
+        elif model.has_experts and (expert := _EXPERTS.fullmatch(name)):
             stacks.setdefault(expert[1], {})[expert[2]] = tensor
         else:
             ours[name] = tensor
-    for block, stack in stacks.items():
-        ours |= _experts(block, stack, count, where)
-    return ours
+    if model.has_experts:
+        sizes = model.fields.integer("moe_num_experts"), model.expert_size, model.fields.integer("d_model")
+        for i in range(model.fields.integer("n_layers")):
+            block = f"transformer.blocks.{i}."
+            ours |= _experts(block, stacks.pop(block, {}), sizes, where)
+    # Blocks that the configuration does not have: refused, by their own names.
+    return ours | {f"{block}ffn.{name}": tensor for block, stack in stacks.items() for name, tensor in stack.items()}
 
 
-def _experts(block: str, stack: Mapping[str, CheckpointTensor], count: int, where: Path) -> dict[str, CheckpointTensor]:
-    """The experts of a block, from w1, v1 and w2 [E * I, d]: silu(x w1) * (x v1), then w2 transposed."""
-    tensors = {}
-    router = stack.get("router.layer.weight")
-    if router is not None:
-        tensors[block + "router.weight"] = router.renamed(block + "router.weight")
-    gate, linear, out = (_slices(block, stack, name, count, where) for name in ("w1", "v1", "w2"))
+def _experts(
+    block: str, stack: Mapping[str, CheckpointTensor], sizes: tuple[int, int, int], where: Path
+) -> dict[str, CheckpointTensor]:
+    """The experts of a block, from w1, v1 and w2 [E * I, d]: silu(x w1) * (x v1), then w2 transposed.
+
+    Args:
+        block: its name, with a dot behind.
+        stack: its tensors, by their names behind `ffn.`.
+        sizes: experts E, inner size I, hidden size d.
+        where: the file.
+    """
+    count, inner, width = sizes
+    shapes = {"router.layer.weight": (count, width)}
+    shapes |= {f"experts.mlp.{name}": (count * inner, width) for name in ("w1", "v1", "w2")}
+    for name, shape in shapes.items():
+        if name not in stack:
+            raise InputRejected(f"tensor '{block}ffn.{name}' missing", where=where, why="the configuration asks for it")
+        if stack[name].shape != shape:
+            raise InputRejected(
+                f"tensor '{block}ffn.{name}' has shape {list(stack[name].shape)}, the configuration says {list(shape)}",
+                where=where,
+                why=f"{count} experts of inner size {inner}",
+            )
+    tensors = {block + "router.weight": stack["router.layer.weight"].renamed(block + "router.weight")}
+    gate, linear, out = (stack[f"experts.mlp.{name}"].joined().chunk(count) for name in ("w1", "v1", "w2"))
     for e in range(count):
         for name, parts, transposed in (("ff_proj", [linear[e], gate[e]], False), ("ff_out", [out[e]], True)):
             full = f"{block}experts.{e}.{name}.weight"
             allow = stack["experts.mlp.w1"].allow_non_finite
             tensors[full] = CheckpointTensor(full, parts, allow, axis=0, transposed=transposed)
     return tensors
-
-
-def _slices(
-    block: str, stack: Mapping[str, CheckpointTensor], name: str, count: int, where: Path
-) -> Sequence[torch.Tensor]:
-    tensor = stack.get(f"experts.mlp.{name}")
-    if tensor is None:
-        raise InputRejected(f"tensor '{block}ffn.experts.mlp.{name}' missing", where=where)
-    if len(tensor.shape) != 2 or tensor.shape[0] % count:
-        raise InputRejected(
-            f"tensor '{block}ffn.experts.mlp.{name}' has shape {list(tensor.shape)}, not {count} equal experts",
-            where=where,
-        )
-    return tensor.joined().chunk(count)
 
 
 def tensor_facts(ours: Mapping[str, CheckpointTensor], model: OfficialModel, *, where: Path) -> TensorFacts | None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
+from umv2_export.checkpoint.safetensors_files import map_file
 from umv2_export.checkpoint.state_dict import StateDict, unwrapped
 from umv2_export.errors import InputRejected, Unsupported, shown
 from umv2_export.files import inside, read_json
@@ -41,7 +41,7 @@ def read_olmo_core(path: Path) -> StateDict:
         raise InputRejected("'tensors' is missing or not a mapping", where=file)
     _check_buffers(described, file)
     names = {name for facts in described.values() for name in _specification(facts, file)}
-    parts = {name: _map_file(inside(path / "model", name)) for name in sorted(names)}
+    parts = {name: dict(map_file(inside(path / "model", name))) for name in sorted(names)}
     tensors = {name: _joined(name, facts, parts, file) for name, facts in described.items()}
     return unwrapped(tensors, (file, *(path / "model" / name for name in sorted(names))))
 
@@ -65,14 +65,6 @@ def _specification(facts: Any, file: Path) -> Mapping[str, Any]:
     if not isinstance(specification, dict) or not all(isinstance(name, str) for name in specification):
         raise InputRejected("'shard_spec_per_file' of a tensor is missing or not a mapping", where=file)
     return specification
-
-
-def _map_file(file: Path) -> dict[str, torch.Tensor]:
-    try:
-        with safe_open(file, framework="pt", device="cpu") as stream:
-            return {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - safe_open is no mapping
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputRejected("the file is truncated or corrupt", where=file, why=str(error)) from error
 
 
 def _joined(name: str, facts: Any, files: Mapping[str, Mapping[str, torch.Tensor]], where: Path) -> torch.Tensor:

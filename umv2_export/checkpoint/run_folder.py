@@ -54,7 +54,7 @@ def choose_step(run: Path) -> Step | None:
     if not steps and not links and not (run / POINTER_FILE).exists() and not _unfinished(run):
         return None
     broken = [path for _, path in steps if not path.is_dir()]
-    sharded = {path for _, path in steps if path.is_dir() and is_sharded(path)}
+    sharded = {path for _, path in steps if path.is_dir() and _is_sharded(path)}
     candidates = [(number, path) for number, path in steps if path not in sharded] or steps
     if not candidates:
         return _of_link(run, links)
@@ -74,9 +74,11 @@ def choose_step(run: Path) -> Step | None:
     notes = [f"{run} is a run; its step {chosen[0].name} is read"]
     if chosen[0].is_symlink():
         notes.append(f"{chosen[0].name} is a link to {shown(str(chosen[0].resolve()))}")
-    newer = [path.name for number, path in steps if number > newest]
-    if newer:
-        notes.append(f"{newer[-1]} is newer and sharded: pass it to read it, or to learn how it is joined")
+    newer = [path for number, path in steps if number > newest]
+    if newer and has_weights(newer[-1]):
+        notes.append(f"{newer[-1].name} is newer and sharded: pass it to read it, or to learn how it is joined")
+    elif newer:
+        notes.append(f"{newer[-1].name} is newer and sharded, and its weights are not here")
     notes += _disagreements(run, links, chosen[0])
     return Step(chosen[0], tuple(notes), others)
 
@@ -89,6 +91,11 @@ def _steps(run: Path) -> list[tuple[int, Path]]:
         if match and (path.is_dir() or path.is_symlink()):
             steps.append((int(match[1]), path))
     return sorted(steps)
+
+
+def _is_sharded(step: Path) -> bool:
+    """By what it holds, or by its name: the trainer calls whole ones stepN-unsharded."""
+    return is_sharded(step) or not (step.name.endswith("-unsharded") or has_weights(step))
 
 
 def _of_link(run: Path, links: list[Path]) -> Step:

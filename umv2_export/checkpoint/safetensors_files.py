@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from umv2_export.errors import InputRejected, Unsupported, shown
 from umv2_export.files import inside, read_json
 
-__all__ = ["INDEX_FILE", "WEIGHTS_FILE", "map_tensors", "weight_notes"]
+__all__ = ["INDEX_FILE", "WEIGHTS_FILE", "map_file", "map_tensors", "weight_notes"]
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -27,7 +27,7 @@ def map_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[Path]]:
     files = _weight_files(path)
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
-        for name, tensor in _map_file(file):
+        for name, tensor in map_file(file):
             if name in tensors:
                 raise InputRejected(f"tensor {name!r} stands in two files", where=file)
             tensors[name] = tensor
@@ -79,8 +79,12 @@ def _no_weights(path: Path) -> InputRejected | Unsupported:
     return InputRejected(f"file {WEIGHTS_FILE!r} is missing", where=path)
 
 
-def _map_file(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and mapped tensor; safetensors checks every offset against the file's size first."""
+def map_file(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and mapped tensor; safetensors checks every offset against the file's size first.
+
+    Raises:
+        InputRejected: the file is truncated or corrupt.
+    """
     try:
         with safe_open(file, framework="pt", device="cpu") as stream:
             for name in stream.keys():  # noqa: SIM118 - safe_open is no mapping

@@ -81,7 +81,35 @@ def _load_ranks(path: Path, fields: Mapping[str, Any]) -> list[StateDict]:
                 why=f"mem_parallel_size is {ranks}",
                 fix="copy the folders of all ranks: each holds its own slice of the tables",
             )
-    return [load_state_dict(inside(path, f"rank_{rank}/{WEIGHTS_FILE}")) for rank in range(ranks)]
+    loaded = [load_state_dict(inside(path, f"rank_{rank}/{WEIGHTS_FILE}")) for rank in range(ranks)]
+    _require_one_step(path, loaded)
+    return loaded
+
+
+def _require_one_step(path: Path, ranks: list[StateDict]) -> None:
+    """All but the tables is equal on every rank; weights of norms, few and changed by each step, show a mix."""
+    first = ranks[0].tensors
+    norms = [name for name, tensor in first.items() if tensor.dim() == 1 and tensor.is_floating_point()]
+    for rank, state in enumerate(ranks):
+        for name in norms:
+            if name in state.tensors and not _same_bytes(state.tensors[name], first[name]):
+                raise _of_different_steps(path, name, FIRST_RANK, f"rank_{rank}/{WEIGHTS_FILE}")
+
+
+def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal where both hold NaN, too: that is refused elsewhere, in its own words."""
+    return one.dtype == other.dtype and torch.equal(
+        one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)
+    )
+
+
+def _of_different_steps(path: Path, tensor: str, one: str, other: str) -> InputRejected:
+    return InputRejected(
+        f"tensor {tensor!r} differs between {one} and {other}",
+        where=path,
+        why="they belong to different steps",
+        fix="copy the folder of one step again",
+    )
 
 
 def _with_tables_of_ranks(path: Path, fields: Mapping[str, Any], whole: StateDict) -> list[StateDict]:
@@ -103,11 +131,7 @@ def _with_tables_of_ranks(path: Path, fields: Mapping[str, Any], whole: StateDic
     managed = {name: tensor for name, tensor in whole.tensors.items() if name not in tables}
     for name, tensor in first.items():
         if name.rpartition(".")[2] not in TABLES and name in managed and not torch.equal(managed[name], tensor):
-            raise InputRejected(
-                f"tensor {name!r} differs between {WEIGHTS_FILE} and {FIRST_RANK}",
-                where=path,
-                why="they belong to different steps",
-            )
+            raise _of_different_steps(path, name, WEIGHTS_FILE, FIRST_RANK)
     merged = StateDict({**first, **managed}, (*whole.files, *ranks[0].files), (*whole.notes, *ranks[0].notes))
     return [merged, *ranks[1:]]
 
