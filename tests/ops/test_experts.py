@@ -95,3 +95,16 @@ def test_router_logits_of_another_number_of_experts_are_refused() -> None:
 
 def test_the_body_is_a_valid_function() -> None:
     onnx.checker.check_model(experts_model(ExpertsSignature(3, 2, normalize=True)), full_check=True)
+
+
+def test_no_two_threads_add_to_one_token() -> None:
+    signature = ExpertsSignature(8, 8, normalize=False)
+    feed = feed_of(signature, 2048)
+    expected = by_torch(signature, feed, stacked=False)
+    for _ in range(5):
+        np.testing.assert_allclose(run_body(experts_model(signature), feed)[0], expected, rtol=0, atol=1e-5)
+
+
+def test_no_body_scatters_with_a_sum() -> None:
+    body = ExpertsSignature(4, 2, normalize=True).function_body(opset=18)
+    assert not [node for node in body if "Scatter" in node.op_type and "reduction" in node.attributes]
