@@ -249,9 +249,8 @@ def _compare(
 ) -> PartCheck:
     if value.shape != reference.shape or not (np.isfinite(value).all() and np.isfinite(reference).all()):
         return _failed(runtime, name, case, "NaN, infinity or another shape")
-    exact = reference.astype(np.float64)
-    error, size = np.abs(value - exact), np.abs(exact)
-    scale, middle = root_mean_square(exact), float(np.median(size))
+    error, size = np.abs(value - reference), np.abs(reference)
+    scale, middle = root_mean_square(reference), float(np.median(size))
     middle = max(middle, LEAST_MEDIAN * scale)
     allowed = allowed_median = ALLOWED_UNITS[dtype] * UNIT_ROUNDOFF[dtype]
     step = SMALLEST_STEP[dtype]

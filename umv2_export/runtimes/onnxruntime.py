@@ -125,7 +125,7 @@ class OnnxRuntime:
             for i in range(len(step.past))
         ]
         probes = {name: outputs[name] for name in shown if name in outputs}
-        return StepOutput(outputs["logits"].astype(np.float32), present, probes)
+        return StepOutput(outputs["logits"].astype(np.float32, copy=False), present, probes)
 
     def _refuse_what_it_cannot_run(self, *, preload: bool) -> None:
         bundle, setup = self._bundle, self._setup
