@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 from umv2_export import __version__
-from umv2_export.errors import CheckFailed, InvalidRequest
+from umv2_export.errors import CheckFailed, InvalidRequest, Unsupported
 from umv2_export.exits import note_json, print_json, run
 from umv2_export.names import (
     BUILD_RUNTIMES,
@@ -176,6 +176,15 @@ def tokenizer_option(command: Command) -> Command:
     )(command)
 
 
+def row_topk_option(command: Command) -> Command:
+    """--row-topk."""
+    return click.option(
+        "--row-topk",
+        type=click.IntRange(1, 2**31 - 1),
+        help="Row keys, and column keys, that survive stage 1 of a retrieval; default: as the checkpoint says.",
+    )(command)
+
+
 def reading_options(command: Command) -> Command:
     """What a checkpoint does not tell of itself."""
     for option in (
@@ -187,11 +196,7 @@ def reading_options(command: Command) -> Command:
             show_default=True,
             help="Which query serves which side and Tucker rank; auto: as the checkpoint's format says.",
         ),
-        click.option(
-            "--row-topk",
-            type=click.IntRange(1, 2**31 - 1),
-            help="Row keys, and column keys, that survive stage 1 of a retrieval; default: as the checkpoint says.",
-        ),
+        row_topk_option,
     ):
         command = option(command)
     return command
@@ -506,6 +511,7 @@ def onnx(
     help="Text whose pieces are the test inputs; default: random tokens.",
 )
 @ignore_field_option
+@row_topk_option
 @click.option(
     "--sample",
     type=share,
@@ -524,6 +530,7 @@ def parity(
     seed: int,
     prompt_file: Path | None,
     ignore_fields: Sequence[str],
+    row_topk: int | None,
     sample: float | None,
     engine: Path | None,
     trust_engine: bool,
@@ -545,16 +552,19 @@ def parity(
             fix="pass --reference CHECKPOINT, or leave out --sample",
         )
     if reference is None:
-        refuse_flags(["ignore_fields"], "no checkpoint is read without --reference", where=bundle)
+        refuse_flags(["ignore_fields", "row_topk"], "no checkpoint is read without --reference", where=bundle)
     choice = choose_engine(runtimes, engine, trust=trust_engine, plugin_library=plugin_library)
     opened = Bundle(bundle)
     text = None if prompt_file is None else text_ids(opened, prompt_file.read_bytes(), where=prompt_file)
     checkpoint = None
     if reference is not None:
-        # The bundle records which of two readings was exported; the checkpoint may not tell.
-        checkpoint = open_checkpoint(
-            reference, row_topk=opened.config.memory.row_topk or None, ignore_fields=ignore_fields
-        )
+        try:
+            checkpoint = open_checkpoint(reference, row_topk=row_topk, ignore_fields=ignore_fields)
+        except Unsupported:
+            # Where the checkpoint can be read in two ways, the bundle records which was exported. Only there: a cap
+            # that the checkpoint tells is compared with the bundle's.
+            recorded = opened.config.memory.row_topk or None
+            checkpoint = open_checkpoint(reference, row_topk=row_topk or recorded, ignore_fields=ignore_fields)
         print_notes(checkpoint.notes)
     with progress_bars() as track:
         report = check_bundle(

@@ -147,6 +147,16 @@ def test_parity_takes_the_reading_that_the_bundle_records(tmp_path: Path) -> Non
     assert result.exit_code == 0, result.stderr
 
 
+def test_parity_compares_a_cap_that_the_checkpoint_tells(tmp_path: Path) -> None:
+    exported = run_command("onnx", TRAINED["gqa"], "-o", tmp_path / "b", "--row-topk", "4", "--no-validate")
+    assert exported.exit_code == 0, exported.stderr
+    against = ("parity", tmp_path / "b", "--reference", TRAINED["gqa"])
+    refused = run_command(*against)
+    assert refused.exit_code == 3
+    assert "was not made from this checkpoint" in refused.stderr
+    assert run_command(*against, "--row-topk", "4").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("name", "fields", "said"),
     [
