@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from umv2_export.commands.options import engine_options, json_option, tokenizer_option
+from umv2_export.commands.options import device_option, engine_options, json_option, tokenizer_option
 from umv2_export.commands.parameter_types import FOLDER, MOST_TOKENS, token_ids
 from umv2_export.commands.printing import print_notes
 from umv2_export.commands.refusals import refuse_flags
@@ -26,6 +26,7 @@ __all__ = ["generate"]
 @tokenizer_option
 @click.option("--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", show_default=True)
 @click.option("--preload", is_flag=True, help="Read all tables into memory (huge pages) first instead of mapping them.")
+@device_option
 @engine_options
 @json_option
 def generate(
@@ -37,6 +38,7 @@ def generate(
     tokenizer: Path | None,
     runtime: str,
     preload: bool,
+    device: str,
     engine: Path | None,
     trust_engine: bool,
     plugin_library: Path | None,
@@ -51,6 +53,8 @@ def generate(
 
     if (prompt is None) == (prompt_ids is None):
         raise click.UsageError("pass either --prompt or --prompt-ids")
+    if runtime != "torch":
+        refuse_flags(["device"], f"the runtime {runtime} does not compute in PyTorch")
     choice = choose_engine([runtime], engine, trust=trust_engine, plugin_library=plugin_library)
     opened = Bundle(bundle)
     if opened.layout.rows == 0:
@@ -64,7 +68,7 @@ def generate(
         print_notes(words.notes)
         prompt_ids = tuple(words.encode(utf8(prompt, where="--prompt")))
     result = generate_greedily(
-        open_runtime(runtime, opened, preload=preload, engine=choice),
+        open_runtime(runtime, opened, preload=preload, engine=choice, device=device),
         opened.config,
         prompt_ids or (),
         max_new_tokens,

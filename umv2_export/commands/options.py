@@ -13,6 +13,7 @@ __all__ = [
     "LAYOUTS",
     "Option",
     "checkpoint_options",
+    "device_option",
     "engine_options",
     "ignore_field_option",
     "json_option",
@@ -84,6 +85,14 @@ reading_options = _together(
 checkpoint_options = _together(
     reading_options,
     click.option("--allow-non-finite", is_flag=True, help="Let NaN and infinity in weights through."),
+)
+
+device_option = click.option(
+    "--device",
+    type=click.Choice(("cpu", "cuda")),
+    default="cpu",
+    show_default=True,
+    help="Where PyTorch computes. cuda: the GPU kernels of this package take the place of its ops.",
 )
 
 engine_options = _together(

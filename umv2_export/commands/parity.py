@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from umv2_export.commands.options import engine_options, ignore_field_option, json_option, row_topk_option
+from umv2_export.commands.options import (
+    device_option,
+    engine_options,
+    ignore_field_option,
+    json_option,
+    row_topk_option,
+)
 from umv2_export.commands.parameter_types import FOLDER, MOST_SEED, TEXT_FILE, share, tolerance
 from umv2_export.commands.printing import print_notes
 from umv2_export.commands.refusals import refuse_flags
@@ -48,6 +54,7 @@ __all__ = ["parity"]
     metavar="SHARE",
     help="Share of each table's rows to compare with the reference's, such as 10%; default: all.",
 )
+@device_option
 @engine_options
 @json_option
 def parity(
@@ -62,6 +69,7 @@ def parity(
     ignore_fields: Sequence[str],
     row_topk: int | None,
     sample: float | None,
+    device: str,
     engine: Path | None,
     trust_engine: bool,
     plugin_library: Path | None,
@@ -103,6 +111,7 @@ def parity(
             engine=choice,
             sample=sample or 1.0,
             track=track,
+            device=device,
         )
     if as_json:
         print_json(report.as_dict())
