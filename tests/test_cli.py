@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.command import run_command
 from tests.golden import GOLDEN_CASES
+from umv2_export.cli import COMMANDS
 
 GOLDEN = {case.name: case for case in GOLDEN_CASES}
 Exported = Callable[..., tuple[Path, dict[str, Any]]]
@@ -28,7 +29,10 @@ def bundle(exported: Exported, tmp_path: Path) -> Path:
 
 
 def test_loading_the_command_line_imports_nothing_heavy() -> None:
-    code = "import sys, umv2_export.cli; print([m for m in ('torch', 'onnx', 'numpy', 'rich') if m in sys.modules])"
+    code = (
+        "import sys; from umv2_export.cli import COMMANDS, cli; [cli.get_command(None, name) for name in COMMANDS];"
+        "print([m for m in ('torch', 'onnx', 'numpy', 'rich') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
 
 
@@ -217,6 +221,7 @@ def test_a_wheel_holds_one_top_level_package_with_the_command_line(tmp_path: Pat
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"umv2_export"}
     assert "umv2_export/cli.py" in names
+    assert {f"umv2_export/commands/{name.replace('-', '_')}.py" for name in COMMANDS} <= set(names)
     assert "umv2_export/onnx/export.py" in names
     assert {"umv2_export/libumv2_onnxruntime.so", "umv2_export/libumv2_onnxruntime_cuda.so"} <= set(names)
 
@@ -257,7 +262,7 @@ def test_what_an_export_prints_of_a_model_without_memory_names_no_part_of_memory
     exported: Exported, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from umv2_export.bundle import Bundle
-    from umv2_export.report import print_export
+    from umv2_export.commands.onnx import print_export
 
     print_export(Bundle(exported("olmoe")[0]), None)
     (stored,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stored:")]

@@ -19,6 +19,8 @@ import pytest
 import umv2_export.cli
 from tests.command import run_command
 from tests.golden import GOLDEN_CASES
+from umv2_export import exits
+from umv2_export.errors import InvalidRequest
 from umv2_export.parity.compare import Check
 from umv2_export.parity.report import ParityReport
 
@@ -62,7 +64,7 @@ def failing(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(ParityReport, "passed", False)
     monkeypatch.setattr(ParityReport, "as_dict", lambda self: {"passed": False})
     monkeypatch.setattr("umv2_export.parity.check_bundle", lambda *arguments, **options: report)
-    monkeypatch.setattr("umv2_export.report.print_parity", lambda *arguments: print("FAILED " * 10_000))
+    monkeypatch.setattr("umv2_export.commands.parity_table.print_parity", lambda *arguments: print("FAILED " * 10_000))
     return bundle
 
 
@@ -163,7 +165,7 @@ class Panic(BaseException):
         (KeyboardInterrupt(), 130),
         (MemoryError(), 4),
         (OSError(errno.EIO, "Input/output error"), 4),
-        (umv2_export.cli.InvalidRequest("a mistake"), 2),
+        (InvalidRequest("a mistake"), 2),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -178,13 +180,13 @@ def test_whatever_ends_a_command_json_is_one_object(
 
 
 def test_an_error_after_the_result_replaces_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = umv2_export.cli.print_json
+    plain = exits.print_json
 
     def print_and_fail(document: Any) -> None:
         plain(document)
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("umv2_export.cli.print_json", print_and_fail)
+    monkeypatch.setattr("umv2_export.commands.inspect.print_json", print_and_fail)
     result = run_command("inspect", RING, "--json")
     assert json.loads(result.stdout)["error"]["exit_code"] == result.exit_code == 4
 

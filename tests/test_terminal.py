@@ -11,11 +11,11 @@ import pytest
 
 from tests.command import run_command
 from tests.golden import GOLDEN_CASES
+from umv2_export.commands.parity_table import print_parity
 from umv2_export.console import open_console
 from umv2_export.errors import InputRejected
 from umv2_export.parity.compare import Check
 from umv2_export.parity.report import ParityReport
-from umv2_export.report import print_parity
 from umv2_export.terminal import one_line, printable
 
 Exported = Callable[..., tuple[Path, dict[str, Any]]]

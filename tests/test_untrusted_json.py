@@ -14,13 +14,13 @@ from tests.golden import GOLDEN_CASES
 from tests.models import random_checkpoint
 from umv2_export import bundle as bundle_module
 from umv2_export.bundle import Bundle
+from umv2_export.commands.description import print_description
 from umv2_export.engines.manifest import SCHEMA as ENGINE_SCHEMA
 from umv2_export.engines.manifest import EngineManifest, read_engine
 from umv2_export.errors import InputRejected, Umv2Error
 from umv2_export.files import read_json
 from umv2_export.inspection import describe_path
 from umv2_export.presets import PRESETS
-from umv2_export.report import print_description
 from umv2_export.strict_json import parse_json
 
 Exported = Callable[..., tuple[Path, dict[str, Any]]]

@@ -19,7 +19,6 @@ from umv2_export.dtypes import torch_dtype
 from umv2_export.errors import CheckFailed, InputRejected, shown
 from umv2_export.files import file_sha256, inside, read_json
 from umv2_export.model.folded import MOST_SHARDS, TableLayout
-from umv2_export.names import DTYPES, MOE_FORMS, TARGETS
 from umv2_export.schema import (
     Test,
     check_fields,
@@ -114,7 +113,7 @@ class Manifest:
         (folder / MANIFEST_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
-_DTYPE = one_of(*DTYPES)
+_DTYPE = one_of("fp32", "fp16", "bf16")
 _VALUES = list_of(record({"name": text, "dtype": text, "axes": list_of(either(text, integer()))}))
 
 
@@ -142,10 +141,10 @@ SCHEMA: Mapping[str, Test] = {
     "dtype": _DTYPE,
     "key_dtype": _DTYPE,
     "table_dtype": _DTYPE,
-    "moe_form": one_of(None, *MOE_FORMS),
+    "moe_form": one_of(None, "standard", "contrib"),
     "opset": integer(1, 1000),
     "min_onnxruntime": _release,
-    "target": one_of(*TARGETS),
+    "target": one_of("any", "gpu"),
     "functions": one_of("local", "inlined"),
     "tables": record(
         {

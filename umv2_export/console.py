@@ -5,10 +5,11 @@ from typing import Any, NoReturn
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 
 from umv2_export.terminal import ReaderGone, printable, standard_stream
 
-__all__ = ["open_console"]
+__all__ = ["open_console", "print_table"]
 
 
 class _PrintableConsole(Console):
@@ -21,6 +22,12 @@ class _PrintableConsole(Console):
     def on_broken_pipe(self) -> NoReturn:
         """Rich would exit with code 1."""
         raise ReaderGone
+
+
+def print_table(table: Table, *, stderr: bool = False) -> None:
+    """Print a table; piped into a file, it keeps its columns."""
+    console = open_console(stderr=stderr)
+    (console if console.is_terminal else open_console(stderr=stderr, width=200)).print(table)
 
 
 def open_console(*, stderr: bool = False, **options: Any) -> Console:

@@ -14,7 +14,7 @@ from umv2_export.files import tokenizer_files
 from umv2_export.runtimes.base import Array
 from umv2_export.tokenizer_files import TOKENIZER_FILE, read_tokenizer_file, tokenizer_settings
 
-__all__ = ["TextTokenizer", "bundle_tokenizer", "outside_vocabulary", "text_ids", "utf8"]
+__all__ = ["TextTokenizer", "bundle_tokenizer", "no_tokenizer", "outside_vocabulary", "text_ids", "utf8"]
 
 Result = TypeVar("Result")
 
@@ -183,6 +183,18 @@ def bundle_tokenizer(bundle: Bundle, files: Sequence[Path] = ()) -> TextTokenize
     if not files and not any(file.name == TOKENIZER_FILE for file in found):
         return None
     return TextTokenizer(found, bundle.config.vocab_size)
+
+
+def no_tokenizer(bundle: Bundle) -> InvalidRequest:
+    """What to pass where a text prompt meets a bundle without a tokenizer."""
+    name = bundle.manifest.source.get("tokenizer")
+    named = isinstance(name, str)
+    return InvalidRequest(
+        "the bundle has no tokenizer.json",
+        where=bundle.path,
+        why=f"the checkpoint had none; its configuration names {name!r}" if named else "the checkpoint had none",
+        fix=("pass that file with --tokenizer" if named else "pass one with --tokenizer") + ", or pass --prompt-ids",
+    )
 
 
 def text_ids(bundle: Bundle, text: bytes, *, where: object = None) -> Array:

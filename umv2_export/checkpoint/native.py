@@ -22,6 +22,7 @@ from umv2_export.tokenizer_files import copy_tokenizer_files
 
 __all__ = [
     "CONFIG_FILE",
+    "WRITER_MEMORY",
     "TensorStream",
     "checkpoint_facts",
     "checkpoint_streams",
@@ -35,6 +36,9 @@ FORMAT_VERSION = 1
 
 # As the hub's tools cut: a file holds whole tensors, at most this many bytes of them unless one tensor is larger.
 MAX_FILE_BYTES = 5 * 10**9
+
+# Anonymous memory of a process that writes one: imports, and a few pieces of a table.
+WRITER_MEMORY = 600 * 10**6
 
 _DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
 

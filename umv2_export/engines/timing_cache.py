@@ -9,16 +9,27 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from umv2_export.errors import InputRejected, shown
 from umv2_export.files import read_json, write_atomically
+from umv2_export.target import refuse_overlap
 
-__all__ = ["TimingCache", "open_timing_cache"]
+__all__ = ["TimingCache", "check_timing_cache", "open_timing_cache"]
 
 _REMEDY = "delete both files, or name others: the build then times everything anew"
+
+
+def check_timing_cache(file: Path, inputs: Sequence[Path]) -> None:
+    """Refuse a cache that would be written, or its record, into or over what a build reads.
+
+    Raises:
+        InvalidRequest: it would be.
+    """
+    for written in (file, _record(file)):
+        refuse_overlap(written, inputs, what="the timing cache, or its record,")
 
 
 @dataclass(frozen=True)

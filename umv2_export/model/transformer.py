@@ -275,7 +275,7 @@ class _TableInParts:
 
     def __getitem__(self, index: torch.Tensor) -> torch.Tensor:
         """The rows `index`, of any shape."""
-        return self._table.rows(index.flatten()).reshape(*index.shape, -1)
+        return self._table.rows(index.flatten().cpu()).reshape(*index.shape, -1).to(index.device)
 
 
 def reference_model(

@@ -56,7 +56,7 @@ def experts(
     weight_TK, chosen_TK = router_logits.float().softmax(-1).topk(topk)
     if normalize:
         weight_TK = weight_TK / weight_TK.sum(-1, keepdim=True)
-    output = torch.zeros(hidden.shape, dtype=torch.float32)
+    output = hidden.new_zeros(hidden.shape, dtype=torch.float32)
     for e in range(count):
         token, place = (chosen_TK == e).nonzero(as_tuple=True)
         if not len(token):

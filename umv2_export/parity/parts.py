@@ -137,7 +137,7 @@ def compare_parts(
         failed = [name for name in failed if checks[name].status == "fail"]
     if failed and dtype != "fp32":
         # Only then: it takes another forward, whose products of 16 bits are slow on a CPU.
-        with torch.autocast("cpu", dtype=torch_dtype(dtype)):
+        with torch.autocast(reference.device.type, dtype=torch_dtype(dtype)):
             several = [computed(unrounded=True)]
         several += [computed(unrounded=True, seed=seed) for seed in range(NUDGES)]
         for name in failed:

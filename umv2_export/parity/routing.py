@@ -116,6 +116,7 @@ class _Scores:
         topk: tuple[int, int],
     ) -> None:
         self.row_topk = topk[0]
+        u, v, cores = u.cpu(), v.cpu(), cores.cpu()
         row, col = (torch.from_numpy(probes[f"{side}_scores.{layer}"]).float() for side in ("row", "col"))
         self.keys = (row, col)
         self.merged_THN = [(keys * vector[:, None]).sum(-1) for keys, vector in zip(self.keys, (u, v), strict=True)]

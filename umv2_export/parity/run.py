@@ -21,6 +21,7 @@ from umv2_export.parity.stored import compare_stored
 from umv2_export.progress import Tracker, silent
 from umv2_export.runtimes import EngineChoice, Runtime, StepOutput, open_runtime
 from umv2_export.runtimes.base import Array, ShowsParts
+from umv2_export.runtimes.device import require_device
 from umv2_export.runtimes.torch import TorchRuntime, require_same_model
 
 __all__ = ["check_bundle", "check_parity"]
@@ -42,6 +43,7 @@ def check_bundle(
     engine: EngineChoice | None = None,
     sample: float = 1.0,
     track: Tracker = silent,
+    device: str = "cpu",
 ) -> ParityReport:
     """Compare a bundle in each runtime with the literal reference of a checkpoint, and its tensors with the folded.
 
@@ -60,12 +62,14 @@ def check_bundle(
         engine: of the bundle, for a runtime that runs engines.
         sample: share of the rows of each table that are folded again and compared.
         track: progress of that comparison.
+        device: where torch computes: cpu or cuda.
 
     Raises:
         InputRejected: the bundle was made from another model, or is refused by a runtime, or its engine is.
         InvalidRequest: the text is too short, torch would be compared with itself, or an engine layer by layer.
         EnvironmentUnfit: a runtime is not installed, or lacks a GPU.
     """
+    require_device(device, bundle.config)
     # A second run would tell nothing, and plugins register once in a process.
     runtimes = list(dict.fromkeys(runtimes))
     engines = [name for name in runtimes if name in BUILD_RUNTIMES]
@@ -87,13 +91,13 @@ def check_bundle(
             raise InvalidRequest(
                 "the runtime torch would be compared with itself", fix="pass --reference CHECKPOINT, or another runtime"
             )
-        reference = TorchRuntime.from_bundle(bundle)
+        reference = TorchRuntime.from_bundle(bundle, device)
     else:
-        reference = TorchRuntime.from_checkpoint(checkpoint, bundle)
+        reference = TorchRuntime.from_checkpoint(checkpoint, bundle, device)
     tolerance = Tolerance(atol, rtol, bundle.manifest.dtype, bundle.config.num_layers)
     reached = Reached(bundle)
     for name in runtimes:
-        runtime = open_runtime(name, bundle, engine=engine)
+        runtime = open_runtime(name, bundle, engine=engine, device=device)
         # The shapes of an engine's profile may end below those of the wide call.
         wide = name not in BUILD_RUNTIMES
         cases = parity_cases(bundle.config, reference, seed=seed, text=text, wide=wide)
@@ -304,7 +308,7 @@ def _rounded(
     reference: TorchRuntime, case: Case, addresses: list[Array], experts: Mapping[str, Array], tolerance: Tolerance
 ) -> StepOutput:
     """The reference on the same routing, its matrix products rounded to 16 bits."""
-    with torch.autocast("cpu", dtype=torch.float16 if tolerance.dtype == "fp16" else torch.bfloat16):
+    with torch.autocast(reference.device.type, dtype=torch.float16 if tolerance.dtype == "fp16" else torch.bfloat16):
         return reference.run_forced(case.step, addresses, experts)
 
 

@@ -174,7 +174,9 @@ def require_runtime(
         )
 
 
-def open_runtime(name: str, bundle: Bundle, *, preload: bool = False, engine: EngineChoice | None = None) -> Runtime:
+def open_runtime(
+    name: str, bundle: Bundle, *, preload: bool = False, engine: EngineChoice | None = None, device: str = "cpu"
+) -> Runtime:
     """Load a bundle into runtime `name`, one of `umv2_export.names.RUNTIMES`.
 
     Args:
@@ -182,6 +184,7 @@ def open_runtime(name: str, bundle: Bundle, *, preload: bool = False, engine: En
         bundle: what to run.
         preload: read all tables into memory first.
         engine: of the bundle, for a runtime that runs engines; others do not look at it.
+        device: where torch computes; others do not look at it.
 
     Raises:
         EnvironmentUnfit: the runtime is not installed, or lacks what the bundle needs, such as a GPU.
@@ -195,9 +198,11 @@ def open_runtime(name: str, bundle: Bundle, *, preload: bool = False, engine: En
             raise InvalidRequest(
                 "the runtime torch maps its tables", fix="leave out --preload, or name another runtime"
             )
-        from umv2_export.runtimes.torch import TorchRuntime  # noqa: PLC0415 - one runtime is loaded, not all
+        from umv2_export.runtimes.device import require_device  # noqa: PLC0415 - one runtime is loaded, not all
+        from umv2_export.runtimes.torch import TorchRuntime  # noqa: PLC0415 - likewise
 
-        return TorchRuntime.from_bundle(bundle)
+        require_device(device, bundle.config)
+        return TorchRuntime.from_bundle(bundle, device)
     if name in BUILD_RUNTIMES:
         if preload:
             raise InvalidRequest(f"the runtime {name} copies its engine to the GPU", fix="leave out --preload")

@@ -12,6 +12,7 @@ from umv2_export.model import LanguageModel, reference_model
 from umv2_export.model.folded import folded_model
 from umv2_export.model.transformer import ModelOutput
 from umv2_export.runtimes.base import Array, Cache, StepInput, StepOutput
+from umv2_export.runtimes.device import lacks_memory, placed
 
 __all__ = ["TorchRuntime", "require_same_model"]
 
@@ -22,16 +23,23 @@ class TorchRuntime:
     Args:
         model: the reference or the folded model.
         cache_dtype: a cache is rounded to it, as the exported graph's own cache is.
+        device: where the model computes.
+
+    Raises:
+        EnvironmentUnfit: the device has too little memory.
     """
 
     name = "torch"
 
-    def __init__(self, model: LanguageModel, cache_dtype: torch.dtype = torch.float32) -> None:
-        self.model = model
+    def __init__(
+        self, model: LanguageModel, cache_dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
+        self.device = torch.device(device)
+        self.model = placed(model, self.device)
         self.cache_dtype = cache_dtype
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, bundle: Bundle) -> "TorchRuntime":
+    def from_checkpoint(cls, checkpoint: Checkpoint, bundle: Bundle, device: str = "cpu") -> "TorchRuntime":
         """The literal reference, its weights rounded as `bundle` stores them.
 
         Raises:
@@ -47,10 +55,10 @@ class TorchRuntime:
             key_dtype=torch_dtype(stored.key_dtype),
             table_dtype=torch_dtype(stored.table_dtype),
         )
-        return cls(model, dtype)
+        return cls(model, dtype, device)
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle) -> "TorchRuntime":
+    def from_bundle(cls, bundle: Bundle, device: str = "cpu") -> "TorchRuntime":
         """The folded model, its tables mapped from the bundle.
 
         Raises:
@@ -73,7 +81,7 @@ class TorchRuntime:
             for name, value in weights.items()
         }
         model.load_state_dict(state, assign=True)
-        return cls(model.requires_grad_(False), torch_dtype(bundle.manifest.dtype))
+        return cls(model.requires_grad_(False), torch_dtype(bundle.manifest.dtype), device)
 
     def run(self, step: StepInput, *, probe: bool = False) -> StepOutput:
         """One forward with the model's own routing."""
@@ -93,34 +101,45 @@ class TorchRuntime:
             addresses: int64 [B*S, hits] of each memory layer.
             given: inner values from which the parts behind them go on; the probes hold what was computed there.
         """
-        values = {name: torch.from_numpy(value).float() for name, value in (given or {}).items()}
-        return self._output(self._forward(step, [torch.from_numpy(layer) for layer in addresses], values), probe=True)
+        values = {name: self._tensor(value).float() for name, value in (given or {}).items()}
+        return self._output(self._forward(step, [self._tensor(layer) for layer in addresses], values), probe=True)
 
     @torch.inference_mode()
     def _forward(
         self, step: StepInput, forced: list[torch.Tensor] | None, given: Mapping[str, torch.Tensor] | None = None
     ) -> ModelOutput:
         past = [(self._rounded(keys), self._rounded(values)) for keys, values in step.past]
-        ids, mask = torch.from_numpy(step.input_ids), torch.from_numpy(step.attention_mask)
-        output: ModelOutput = self.model(ids, mask, past, forced, given)
+        ids, mask = self._tensor(step.input_ids), self._tensor(step.attention_mask)
+        try:
+            with self.device:  # for the tensors that a forward makes: positions, masks
+                output: ModelOutput = self.model(ids, mask, past, forced, given)
+        except torch.OutOfMemoryError as error:
+            raise lacks_memory(str(error)) from error
         return output
 
+    def _tensor(self, array: Array) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
+
     def _rounded(self, array: Array) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.cache_dtype).float()
+        return self._tensor(array).to(self.cache_dtype).float()
 
     def _output(self, output: ModelOutput, probe: bool) -> StepOutput:
         # Under autocast some are in 16 bits.
-        present: Cache = [(keys.float().numpy(), values.float().numpy()) for keys, values in output.present]
+        present: Cache = [(_array(keys), _array(values)) for keys, values in output.present]
         probes: dict[str, Array] = {}
         if probe:
-            probes |= {f"hidden.{i}": hidden.float().numpy() for i, hidden in enumerate(output.hidden)}
+            probes |= {f"hidden.{i}": _array(hidden) for i, hidden in enumerate(output.hidden)}
             for j, routing in enumerate(output.routing):
                 scores = {"row_scores": routing.row_scores, "col_scores": routing.col_scores}
-                probes |= {f"{name}.{j}": value.float().numpy() for name, value in scores.items()}
-                probes[f"addresses.{j}"] = routing.addresses.numpy()
+                probes |= {f"{name}.{j}": _array(value) for name, value in scores.items()}
+                probes[f"addresses.{j}"] = routing.addresses.cpu().numpy()
             for kind in ("normed", "router_logits", "attention", "ffn", "memory"):
-                probes |= {f"{kind}.{i}": value.float().numpy() for i, value in enumerate(getattr(output, kind))}
-        return StepOutput(output.logits.float().numpy(), present, probes)
+                probes |= {f"{kind}.{i}": _array(value) for i, value in enumerate(getattr(output, kind))}
+        return StepOutput(_array(output.logits), present, probes)
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    return tensor.float().cpu().numpy()
 
 
 def require_same_model(bundle: Bundle, checkpoint: Checkpoint) -> None:
