@@ -3,13 +3,14 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from umv2_export.config.bounds import MOST_EXPERTS, require_choice, require_few, require_positive
 from umv2_export.config.memory import MemoryConfig
-from umv2_export.errors import InputRejected, Unsupported, shown
+from umv2_export.errors import InputRejected, Unsupported
+from umv2_export.schema import Form, instance, integer, optional, read_as, tuple_of
 
 __all__ = ["ExpertsConfig", "ModelConfig"]
 
@@ -187,77 +188,17 @@ class ModelConfig:
             InputRejected: a field is missing, of the wrong type or out of range.
             Unsupported: a field is unknown.
         """
-        experts = data.get("experts")
-        if experts is not None and not isinstance(experts, Mapping):
-            raise InputRejected("field 'experts' is not a mapping", where=where)
-        memory = data.get("memory")
-        if experts is None and ("memory" not in data or not isinstance(memory, Mapping | None)):
-            raise InputRejected("field 'memory' is missing or not a mapping", where=where)
-        try:
-            parts: dict[str, object] = {"experts": None, "memory": MemoryConfig.absent()}
-            if experts is not None:
-                parts["experts"] = ExpertsConfig(**_checked_fields(ExpertsConfig, experts, "experts.", where))
-            if memory is not None:
-                parts["memory"] = cls._memory_from(memory, where)
-            if "more_eos_token_ids" in data:
-                more = data["more_eos_token_ids"]
-                if not isinstance(more, list) or not all(_is_int(token) for token in more):
-                    raise InputRejected("field 'more_eos_token_ids' must be a list of integers", where=where)
-                parts["more_eos_token_ids"] = tuple(more)
-            return cls(**_checked_fields(cls, {**data, **parts}, "", where))
-        except (InputRejected, Unsupported) as error:
-            error.where = error.where or (None if where is None else str(where))
-            raise
-
-    @staticmethod
-    def _memory_from(memory: object, where: object) -> MemoryConfig:
-        if not isinstance(memory, Mapping) or memory.get("kind") == "none":
-            raise InputRejected("field 'memory' is not a mapping with a kind of memory layers", where=where)
-        placements = memory.get("placements")
-        pairs = placements if isinstance(placements, list) else []
-        if not pairs or not all(isinstance(p, list) and len(p) == 2 and all(_is_int(i) for i in p) for p in pairs):
-            raise InputRejected("field 'memory.placements' must be a list of [read block, add block]", where=where)
-        positions = memory.get("pool_positions")
-        if positions is not None and not (isinstance(positions, list) and all(_is_int(i) for i in positions)):
-            raise InputRejected("field 'memory.pool_positions' must be a list of layers, or null", where=where)
-        memory = {
-            **memory,
-            "placements": tuple((int(read), int(add)) for read, add in pairs),
-            "pool_positions": None if positions is None else tuple(positions),
-        }
-        return MemoryConfig(**_checked_fields(MemoryConfig, memory, "memory.", where))
+        # A model of experts may leave it out.
+        absent = {} if data.get("experts") is None else {"memory": None}
+        return read_as(_FORM, absent | dict(data), where=where)
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _checked_fields(cls: type, data: Mapping[str, Any], prefix: str, where: object) -> dict[str, Any]:
-    """The keyword arguments of dataclass `cls` in `data`, names and scalar types checked."""
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    for name in data:
-        if name not in fields:
-            raise Unsupported(f"unknown field '{prefix}{name}'", where=where)
-    checks: Mapping[str, Callable[[object], bool]] = {
-        "int": _is_int,
-        "bool": lambda v: isinstance(v, bool),
-        "float": _is_real,
-        "int | None": lambda v: v is None or _is_int(v),
-        "float | None": lambda v: v is None or _is_real(v),
-    }
-    values = {}
-    for name, field in fields.items():
-        if name not in data:
-            if field.default is dataclasses.MISSING:
-                raise InputRejected(f"field '{prefix}{name}' is missing", where=where)
-            continue
-        kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
-        if kind in checks and not checks[kind](data[name]):
-            raise InputRejected(f"field '{prefix}{name}' must be {kind}, got {shown(data[name])}", where=where)
-        values[name] = data[name]
-    return values
-
-
-def _is_real(value: object) -> bool:
-    """A finite number; an integer beyond the range of floats is none."""
-    return (isinstance(value, float) or _is_int(value)) and -1e300 < value < 1e300  # type: ignore[operator]
+_PLACEMENTS: Form[Any] = tuple_of(tuple_of(integer(), 2))
+_MEMORY = instance(
+    MemoryConfig,
+    kind=Form("a kind of memory layers", lambda kind: kind != "none"),
+    placements=Form("a list of [read block, add block]", lambda pairs: pairs != [], _PLACEMENTS.read),
+)
+_FORM = instance(
+    ModelConfig, memory=optional(_MEMORY, MemoryConfig.absent()), experts=optional(instance(ExpertsConfig))
+)
