@@ -39,7 +39,11 @@ _STYLES = {"pass": "green", "ambiguous": "yellow", "fail": "bold red"}
 
 
 def format_bytes(size: float) -> str:
-    """Decimal units, as disks are sold."""
+    """Decimal units, as disks are sold, in four digits: 1.235 GB, 224.3 MB.
+
+    rich.filesize and humanize 4.17 fix the decimals instead (224.322 MB beside 1.235 GB, or 224.3 MB beside 1.2 GB), or
+    write "kB" and "Bytes" where documents of earlier versions have "KB" and "bytes".
+    """
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if size >= factor:
             return f"{size / factor:.4g} {unit}"

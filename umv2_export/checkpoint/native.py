@@ -13,7 +13,7 @@ import torch
 
 from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, validate_tensors
 from umv2_export.checkpoint.fields import identifier, without_ignored
-from umv2_export.checkpoint.safetensors_files import INDEX_FILE, WEIGHTS_FILE, map_tensors, weight_notes
+from umv2_export.checkpoint.safetensors_files import DTYPES, INDEX_FILE, WEIGHTS_FILE, map_tensors, weight_notes
 from umv2_export.config import ModelConfig, QueryLayout
 from umv2_export.errors import InputRejected, Unsupported, shown
 from umv2_export.files import HashedFile, atomic_directory, read_json, tensor_bytes, tokenizer_files
@@ -37,7 +37,7 @@ FORMAT_VERSION = 1
 # As the hub's tools cut: a file holds whole tensors, at most this many bytes of them unless one tensor is larger.
 MAX_FILE_BYTES = 5 * 10**9
 
-_DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from umv2_export.config.model import ModelConfig
 
-__all__ = ["TABLES", "ParameterCounts", "count_parameters", "tensor_shapes"]
+__all__ = ["BUFFERS", "TABLES", "ParameterCounts", "count_parameters", "tensor_shapes"]
 
-# Last parts of tensor names: buffers are no parameters, tables hold the rows.
-BUFFERS = ("tucker_core_u", "tucker_core_v", "shuffle_index")
+# Last parts of tensor names. Buffers are not parameters: the permutation of a layer's addresses, and the vectors that
+# merge ranks in stage 1. Tables hold the rows.
+BUFFERS = ("shuffle_index", "tucker_core_u", "tucker_core_v")
 TABLES = ("values_for_look_up", "pre_values_for_look_up")
 
 
