@@ -1,9 +1,7 @@
 """The artefact on disk: a folder with the graph, its weights, and a manifest that says what they are."""
 
 import dataclasses
-import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +13,20 @@ import torch
 from onnx.external_data_helper import ExternalDataInfo
 
 from umv2_export.config import ModelConfig
+from umv2_export.documents import Document
 from umv2_export.dtypes import torch_dtype
-from umv2_export.errors import CheckFailed, InputRejected, shown
-from umv2_export.files import file_sha256, inside, read_json
+from umv2_export.errors import CheckFailed, InputRejected
+from umv2_export.files import file_sha256, inside
 from umv2_export.model.folded import MOST_SHARDS, TableLayout
 from umv2_export.schema import (
-    Test,
-    check_fields,
+    Form,
+    anything,
     either,
     flag,
     integer,
     list_of,
     mapping,
+    matching,
     one_of,
     record,
     sha256,
@@ -46,8 +46,15 @@ DOWNLOAD_CACHE = ".cache/huggingface/"
 # A thousand blocks, the most that are read, take 100 MB.
 MAX_GRAPH_BYTES = 2**29
 
-FORMAT = "umv2-bundle"
-FORMAT_VERSION = 3
+DOCUMENT = Document(
+    file=MANIFEST_FILE,
+    title="the manifest of a bundle",
+    folder="bundle",
+    writer="umv2-export onnx",
+    format="umv2-bundle",
+    version=3,
+    renewal="export the checkpoint again",
+)
 
 _ONNX_DTYPES: Mapping[int, torch.dtype] = {
     onnx.TensorProto.FLOAT: torch.float32,
@@ -109,20 +116,16 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write manifest.json; the last file of a bundle."""
-        document = {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
-        (folder / MANIFEST_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        DOCUMENT.write(folder, dataclasses.asdict(self))
 
 
+_SIZE = integer(0)
 _DTYPE = one_of("fp32", "fp16", "bf16")
-_VALUES = list_of(record({"name": text, "dtype": text, "axes": list_of(either(text, integer()))}))
-
-
-def _release(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4}){2}", value) is not None
+_VALUES = list_of(record({"name": text, "dtype": text, "axes": list_of(either(text, integer(0)))}))
 
 
 # Every field of `Manifest`; the config is a `ModelConfig`'s to read.
-SCHEMA: Mapping[str, Test] = {
+SCHEMA: Mapping[str, Form[Any]] = {
     "tool_version": text,
     # Nothing is computed from it.
     "source": record(
@@ -134,35 +137,35 @@ SCHEMA: Mapping[str, Test] = {
             "ignored_fields": list_of(text),
             "never_added": list_of(text),
         },
-        whole=False,
+        required=(),
     ),
-    "config": mapping(lambda _: True),
+    "config": mapping(anything),
     "query_layout": one_of("released", "per_rank"),
     "dtype": _DTYPE,
     "key_dtype": _DTYPE,
     "table_dtype": _DTYPE,
     "moe_form": one_of(None, "standard", "contrib"),
     "opset": integer(1, 1000),
-    "min_onnxruntime": _release,
+    "min_onnxruntime": matching(r"[0-9]{1,4}(\.[0-9]{1,4}){2}", "a release such as 1.20.0"),
     "target": one_of("any", "gpu"),
     "functions": one_of("local", "inlined"),
     "tables": record(
         {
             "per_layer": flag,
-            "rows": integer(),
-            "row_size": integer(),
+            "rows": _SIZE,
+            "row_size": _SIZE,
             "rows_per_shard": integer(1),
-            "shards": integer(),
+            "shards": _SIZE,
         }
     ),
     "inputs": _VALUES,
     "outputs": _VALUES,
     "logits_columns": record({"size": integer(1), "is": one_of("embedding_size"), "vocab_size": integer(1)}),
     "parameters": record(
-        {"total": integer(1), "activated": integer(1)} | dict.fromkeys(("dense", "keys", "rows", "experts"), integer())
+        {"total": integer(1), "activated": integer(1)} | dict.fromkeys(("dense", "keys", "rows", "experts"), _SIZE)
     ),
-    "bytes": record(dict.fromkeys(("dense", "keys", "map", "rows", "router", "experts"), integer())),
-    "files": mapping(record({"size": integer(), "sha256": text})),
+    "bytes": record(dict.fromkeys(("dense", "keys", "map", "rows", "router", "experts"), _SIZE)),
+    "files": mapping(record({"size": _SIZE, "sha256": text})),
 }
 
 
@@ -208,7 +211,7 @@ class Bundle:
             InputRejected: it is no bundle, or a file is missing, cut, or leads out of the folder.
         """
         self.path = path
-        self.manifest = _read_manifest(path)
+        self.manifest = Manifest(**DOCUMENT.read(path, SCHEMA))
         self.config = ModelConfig.from_dict(self.manifest.config, where=path / MANIFEST_FILE)
         for name, facts in self.manifest.files.items():
             size = inside(path, name).stat().st_size
@@ -355,23 +358,3 @@ class Bundle:
             if name not in known and not name.startswith(DOWNLOAD_CACHE):
                 raise CheckFailed(f"file {name!r} is not in the manifest", where=self.path)
         self.graph()
-
-
-def _read_manifest(path: Path) -> Manifest:
-    file = path / MANIFEST_FILE
-    if not path.is_dir() or not file.is_file():
-        raise InputRejected(
-            f"no bundle: {MANIFEST_FILE} is missing", where=path, fix="pass a folder that `umv2-export onnx` wrote"
-        )
-    document = read_json(file)
-    if document.get("format") != FORMAT:
-        raise InputRejected(f"not the manifest of a bundle: its format is not {FORMAT!r}", where=file)
-    if document.get("format_version") != FORMAT_VERSION:
-        raise InputRejected(
-            f"format version {shown(document.get('format_version'))}, this tool reads {FORMAT_VERSION}",
-            where=file,
-            fix="export the checkpoint again with this version",
-        )
-    fields = {name: value for name, value in document.items() if name not in ("format", "format_version")}
-    check_fields(fields, SCHEMA, where=file)
-    return Manifest(**fields)

@@ -1,4 +1,7 @@
-"""Element types: the names on the command line and in manifests, and those of torch."""
+"""Element types: the names on the command line and in manifests, and those of torch.
+
+onnx_ir.DataType has no such names: fp32 is FLOAT or f32 there, and int64 is INT64 or i64.
+"""
 
 import torch
 

@@ -108,7 +108,11 @@ def _marked(parent: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _locked(folder: Path, kind: int) -> Iterator[bool]:
-    """Try to lock the marker of a folder; false where a live run, or one that removes the folder, holds it."""
+    """Try to lock the marker of a folder; false where a live run, or one that removes the folder, holds it.
+
+    Not by filelock 4.2, whose locks are exclusive: of two runs that look at one dead folder at once, each would take
+    the other's look for a live run. Its shared lock (ReadWriteLock) is an SQLite file, which a marker is not.
+    """
     try:
         descriptor = os.open(folder / MARKER, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:  # removed meanwhile

@@ -137,3 +137,11 @@ def test_without_triton_nothing_is_compiled(builds: Builds, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(EnvironmentUnfit, match="triton"):
         cached(variants())
+
+
+def test_a_service_without_a_home_is_told_what_to_set(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda user: {}[user])
+    with pytest.raises(EnvironmentUnfit, match="no folder for GPU kernels"):
+        cached(variants())

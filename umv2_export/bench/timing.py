@@ -35,8 +35,8 @@ class Timing:
 def alternate(contenders: Sequence[Callable[[int], object]], *, rounds: int, warmup: int = 3) -> list[Timing]:
     """Call each contender once a round; the argument is another one in each call, so that inputs can change.
 
-    With the same rows for all, the first contender reads them from memory and the others from the cache that it left: the
-    lookup of one token took 32 us as the first of three, and 24 us as the third.
+    With the same rows for all, the first contender reads them from memory and the others from the cache that it left:
+    the lookup of one token took 32 us as the first of three, and 24 us as the third.
     """
     times: list[list[float]] = [[] for _ in contenders]
     calls = itertools.count()

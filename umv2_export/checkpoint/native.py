@@ -13,11 +13,12 @@ import torch
 
 from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, validate_tensors
 from umv2_export.checkpoint.fields import identifier, without_ignored
-from umv2_export.checkpoint.safetensors_files import INDEX_FILE, WEIGHTS_FILE, map_tensors, weight_notes
+from umv2_export.checkpoint.safetensors_files import DTYPES, INDEX_FILE, WEIGHTS_FILE, map_tensors, weight_notes
 from umv2_export.config import ModelConfig, QueryLayout
 from umv2_export.errors import InputRejected, Unsupported, shown
 from umv2_export.files import HashedFile, atomic_directory, read_json, tensor_bytes, tokenizer_files
 from umv2_export.progress import Advance, Tracker, silent
+from umv2_export.schema import Fields, list_of, text
 from umv2_export.tokenizer_files import copy_tokenizer_files
 
 __all__ = [
@@ -40,7 +41,7 @@ MAX_FILE_BYTES = 5 * 10**9
 # Anonymous memory of a process that writes one: imports, and a few pieces of a table.
 WRITER_MEMORY = 600 * 10**6
 
-_DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,9 @@ def read_checkpoint(
     mapped, files = map_tensors(path)
     tensors = {name: CheckpointTensor(name, [tensor], allow_non_finite) for name, tensor in mapped.items()}
     validate_tensors(config, tensors, where=path)
-    never_added = _texts(data, "never_added", path / CONFIG_FILE)
+    noted = Fields(data, where=path / CONFIG_FILE)
+    # By `convert`, of the checkpoint that this one was made of.
+    never_added, ignored = (noted.get(name, list_of(text), []) for name in ("never_added", "ignored_fields"))
     return Checkpoint(
         path,
         "native",
@@ -109,18 +112,10 @@ def read_checkpoint(
         [path / CONFIG_FILE, *files],
         tokenizer_files(path),
         tokenizer=identifier(data.get("tokenizer")),
-        ignored_fields=[*_texts(data, "ignored_fields", path / CONFIG_FILE), *ignore_fields],
+        ignored_fields=[*ignored, *ignore_fields],
         notes=[*weight_notes(path), *never_added],
         never_added=never_added,
     )
-
-
-def _texts(data: Mapping[str, Any], field: str, where: Path) -> list[str]:
-    """What `convert` noted of the checkpoint that this one was made of."""
-    texts = data.get(field, [])
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise InputRejected(f"field {field!r} must be a list of texts", where=where)
-    return texts
 
 
 def checkpoint_streams(checkpoint: Checkpoint) -> list[TensorStream]:
@@ -197,11 +192,11 @@ def _write_file(file: Path, tensors: list[TensorStream], advance: Advance) -> No
             "data_offsets": [offset, offset + tensor.size],
         }
         offset += tensor.size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
     with HashedFile(file) as out:
-        out.write(len(text).to_bytes(8, "little"))
-        out.write(text)
+        out.write(len(head).to_bytes(8, "little"))
+        out.write(head)
         for tensor in tensors:
             start = out.size
             for piece in tensor.pieces:

@@ -10,14 +10,20 @@ from typing import Any, NamedTuple
 
 from umv2_export.checkpoint.insertion import Insertion, read_insertion
 from umv2_export.checkpoint.official_fields import check_field_classes
-from umv2_export.config import ExpertsConfig, MemoryConfig, ModelConfig, QueryLayout
-from umv2_export.errors import InputRejected, Unsupported, shown
+from umv2_export.config import INT32_MAX, ExpertsConfig, MemoryConfig, ModelConfig, QueryLayout
+from umv2_export.errors import InputRejected, Unsupported
+from umv2_export.schema import Fields, Form, flag, integer, optional, positive, text
 
-__all__ = ["FieldReader", "OfficialModel", "TensorFacts", "read_fields"]
+__all__ = ["SIZE", "OfficialModel", "TensorFacts", "read_fields"]
 
 # The paper, and one fork of the released code, let at most this many row keys and column keys survive stage 1; the
 # released code lets `mem_knn` survive. Nothing in a checkpoint tells which code trained it.
 CAP = 128
+
+SIZE = integer(1, INT32_MAX)
+COUNT = integer(0, INT32_MAX)
+# As long as 1024 layers make it.
+WAY: Form[str] = Form("text", lambda value: isinstance(value, str))
 
 KINDS = {"ultramem_v2": "ultramem_v2", "ultramem_v1": "ultramem_v1", "memory_plus": "memory_plus"}
 
@@ -45,7 +51,7 @@ class OfficialModel(NamedTuple):
         has_experts: a block holds experts instead of an FFN.
     """
 
-    fields: "FieldReader"
+    fields: Fields
     kind: str
     insertion: Insertion
     has_experts: bool
@@ -53,7 +59,7 @@ class OfficialModel(NamedTuple):
     @property
     def expert_size(self) -> int:
         """Inner size of an expert."""
-        return _ffn_size(self.fields, self.fields.integer("d_model"))
+        return _ffn_size(self.fields, self.fields.read("d_model", SIZE))
 
     def check(self, *, query_layout: QueryLayout, row_topk: int | None) -> None:
         """Read every field that `config` will read.
@@ -84,33 +90,33 @@ class OfficialModel(NamedTuple):
         return self._around_memory(memory)
 
     def _around_memory(self, memory: MemoryConfig) -> ModelConfig:
-        read = self.fields
-        d, vocab_size = read.integer("d_model"), read.integer("vocab_size")
-        both = _ffn_size(read, d)
+        fields, read = self.fields, self.fields.read
+        d, vocab_size = read("d_model", SIZE), read("vocab_size", SIZE)
+        both = _ffn_size(fields, d)
         experts = None
         if self.has_experts:
-            experts = ExpertsConfig(read.integer("moe_num_experts"), read.integer("moe_top_k"), both)
+            experts = ExpertsConfig(read("moe_num_experts", SIZE), read("moe_top_k", SIZE), both)
         return ModelConfig(
             hidden_size=d,
-            num_layers=read.integer("n_layers"),
-            num_heads=read.integer("n_heads"),
-            num_kv_heads=_kv_heads(read),
+            num_layers=read("n_layers", SIZE),
+            num_heads=read("n_heads", SIZE),
+            num_kv_heads=_kv_heads(fields),
             ffn_size=0 if experts else both,
             vocab_size=vocab_size,
-            embedding_size=read.optional_integer("embedding_size") or vocab_size,
-            tie_embeddings=read.boolean("weight_tying"),
-            max_sequence_length=read.integer("max_sequence_length"),
-            rope_theta=read.real("rope_theta"),
-            norm_eps=read.real("layer_norm_eps"),
-            eos_token_id=read.optional_integer("eos_token_id"),
-            pad_token_id=read.optional_integer("pad_token_id"),
+            embedding_size=read("embedding_size", optional(COUNT)) or vocab_size,
+            tie_embeddings=read("weight_tying", flag),
+            max_sequence_length=read("max_sequence_length", SIZE),
+            rope_theta=read("rope_theta", positive),
+            norm_eps=read("layer_norm_eps", positive),
+            eos_token_id=read("eos_token_id", optional(COUNT)),
+            pad_token_id=read("pad_token_id", optional(COUNT)),
             memory=memory,
             experts=experts,
-            qk_norm="head" if read.boolean("attention_layer_norm") else "none",
-            clip_qkv=read.optional_real("clip_qkv"),
-            logits_scale=1 / math.sqrt(d) if read.boolean("scale_logits") else 1.0,
-            fp32_norm=read.boolean("convert2fp32"),
-            fp32_rope=read.boolean("rope_full_precision"),
+            qk_norm="head" if read("attention_layer_norm", flag) else "none",
+            clip_qkv=read("clip_qkv", optional(positive)),
+            logits_scale=1 / math.sqrt(d) if read("scale_logits", flag) else 1.0,
+            fp32_norm=read("convert2fp32", flag),
+            fp32_rope=read("rope_full_precision", flag),
         )
 
 
@@ -122,29 +128,30 @@ def read_fields(fields: Mapping[str, Any]) -> OfficialModel:
         Unsupported: an unknown field, or a value that is not implemented.
     """
     check_field_classes(fields)
-    read = FieldReader(fields)
-    block_type = read.text("block_type")
+    reader = Fields(fields, fix="take the config.yaml that training wrote")
+    read = reader.read
+    block_type = read("block_type", text)
     if block_type not in ("sequential", "moe"):
         raise Unsupported(f"field 'block_type' is {block_type!r}", fix="supported values: sequential, moe")
-    kind = read.text("mem_type")
+    kind = read("mem_type", text)
     if kind not in KINDS:
         raise Unsupported(f"field 'mem_type' is {kind!r}", fix="supported values: " + ", ".join(KINDS))
-    insertion = read_insertion(read.text("mem_insert_way"), read.integer("n_layers"))
+    insertion = read_insertion(read("mem_insert_way", WAY), read("n_layers", SIZE))
     if block_type == "moe" and insertion.layers:
         raise Unsupported(
-            f"memory layers (mem_insert_way {read.text('mem_insert_way')!r}) beside experts (block_type 'moe')",
+            f"memory layers (mem_insert_way {read('mem_insert_way', WAY)!r}) beside experts (block_type 'moe')",
             why="the authors' blocks of experts show a memory layer nothing to read",
             fix="mem_insert_way 'no_mem', which is what run_moe.sh sets",
         )
-    if insertion.layers and kind != "ultramem_v2" and read.boolean("vertical_parallel"):
+    if insertion.layers and kind != "ultramem_v2" and read("vertical_parallel", flag):
         raise Unsupported(f"vertical_parallel with mem_type {kind!r}", why="only UltraMemV2 cuts its tables over ranks")
-    return OfficialModel(read, kind if insertion.added else "none", insertion, block_type == "moe")
+    return OfficialModel(reader, kind if insertion.added else "none", insertion, block_type == "moe")
 
 
-def _kv_heads(read: "FieldReader") -> int | None:
+def _kv_heads(fields: Fields) -> int | None:
     """`n_kv_heads`, or one with the deprecated `multi_query_attention`; None where each head has its own."""
-    heads, multi_query = read.integer("n_heads"), read.optional_boolean("multi_query_attention")
-    stated = read.optional_integer("n_kv_heads")
+    heads, multi_query = fields.read("n_heads", SIZE), fields.read("multi_query_attention", optional(flag))
+    stated = fields.read("n_kv_heads", optional(COUNT))
     implied = None if multi_query is None else 1 if multi_query else heads
     if stated is not None and implied is not None and stated != implied:
         raise InputRejected(
@@ -157,7 +164,7 @@ def _kv_heads(read: "FieldReader") -> int | None:
 
 def _memory_fields(model: OfficialModel, query_layout: QueryLayout, row_topk: int | None) -> dict[str, Any]:
     """What the fields say of memory layers, by the names of `MemoryConfig`."""
-    read, insertion, topk = model.fields, model.insertion, model.fields.integer("mem_knn")
+    read, insertion, topk = model.fields.read, model.insertion, model.fields.read("mem_knn", SIZE)
     if row_topk is None and topk > CAP and model.kind != "memory_plus":
         raise Unsupported(
             f"field 'mem_knn' is {topk}, above {CAP}, and can be read in two ways",
@@ -168,10 +175,10 @@ def _memory_fields(model: OfficialModel, query_layout: QueryLayout, row_topk: in
         )
     common: dict[str, Any] = {
         "kind": model.kind,
-        "keys_per_side": read.integer("mem_knum"),
-        "key_dim": read.integer("mem_kdim"),
-        "value_dim": read.integer("mem_vdim"),
-        "heads": read.integer("mem_head"),
+        "keys_per_side": read("mem_knum", SIZE),
+        "key_dim": read("mem_kdim", SIZE),
+        "value_dim": read("mem_vdim", SIZE),
+        "heads": read("mem_head", SIZE),
         "topk": topk,
         "row_topk": row_topk or topk,
         "placements": insertion.placements,
@@ -182,8 +189,8 @@ def _memory_fields(model: OfficialModel, query_layout: QueryLayout, row_topk: in
     common["query_layout"] = query_layout
     if model.kind == "ultramem_v1":
         return common | {"pre_value_dim": 0, "query_per_rank": False}
-    read.boolean("vertical_parallel")
-    query_per_rank, heads = read.boolean("mem_q_for_each_tucker_rank"), common["heads"]
+    read("vertical_parallel", flag)
+    query_per_rank, heads = read("mem_q_for_each_tucker_rank", flag), common["heads"]
     if query_layout == "released" and not query_per_rank and heads > 2:
         raise Unsupported(
             f"field 'mem_head' is {heads} without mem_q_for_each_tucker_rank",
@@ -191,12 +198,12 @@ def _memory_fields(model: OfficialModel, query_layout: QueryLayout, row_topk: in
         )
     left_out = len(insertion.added) < insertion.layers
     return common | {
-        "pre_value_dim": read.integer("mem_pre_vdim", minimum=0),
-        "share_ratio": read.real("mem_share_ratio"),
+        "pre_value_dim": read("mem_pre_vdim", COUNT),
+        "share_ratio": read("mem_share_ratio", positive),
         "query_per_rank": query_per_rank,
-        "key_expansion": read.integer("mem_key_expand_time"),
-        "value_groups": read.integer("mem_value_expand_time"),
-        "activation": "gelu" if read.boolean("mem_use_glu_act") else "none",
+        "key_expansion": read("mem_key_expand_time", SIZE),
+        "value_groups": read("mem_value_expand_time", SIZE),
+        "activation": "gelu" if read("mem_use_glu_act", flag) else "none",
         "pool_layers": insertion.layers if left_out else None,
         "pool_positions": insertion.added if left_out else None,
     }
@@ -211,68 +218,15 @@ def _memory(model: OfficialModel, facts: TensorFacts, query_layout: QueryLayout,
     if model.kind != "ultramem_v2":
         return memory
     # Their parallel lookup takes the shuffled address N_all for the padding of a rank that has fewer tokens.
-    padded = model.fields.boolean("vertical_parallel") and memory.stored_side**2 > memory.pool_rows
+    padded = model.fields.read("vertical_parallel", flag) and memory.stored_side**2 > memory.pool_rows
     return replace(memory, drops_padding_address=padded)
 
 
-class FieldReader:
-    """Typed access to the fields of an untrusted mapping."""
-
-    def __init__(self, fields: Mapping[str, Any]) -> None:
-        self._fields = fields
-
-    def _value(self, name: str) -> object:
-        if name not in self._fields:
-            raise InputRejected(f"field '{name}' is missing", fix="take the config.yaml that training wrote")
-        return self._fields[name]
-
-    def integer(self, name: str, *, minimum: int = 1) -> int:
-        """An integer of at least `minimum`, below 2^31."""
-        value = self._value(name)
-        if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value < 2**31:
-            problem = f"field '{name}' must be an integer from {minimum} to {2**31 - 1}, got {shown(value)}"
-            raise InputRejected(problem)
-        return value
-
-    def optional_integer(self, name: str) -> int | None:
-        """An integer of 0 or more, or null."""
-        return None if self._value(name) is None else self.integer(name, minimum=0)
-
-    def optional_real(self, name: str) -> float | None:
-        """A positive number, or null."""
-        return None if self._value(name) is None else self.real(name)
-
-    def real(self, name: str) -> float:
-        """A positive number."""
-        value = self._value(name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e300:
-            raise InputRejected(f"field '{name}' must be a positive number, got {shown(value)}")
-        return float(value)
-
-    def boolean(self, name: str) -> bool:
-        """True or false."""
-        value = self._value(name)
-        if not isinstance(value, bool):
-            raise InputRejected(f"field '{name}' must be true or false, got {shown(value)}")
-        return value
-
-    def optional_boolean(self, name: str) -> bool | None:
-        """True, false or null."""
-        return None if self._value(name) is None else self.boolean(name)
-
-    def text(self, name: str) -> str:
-        """A string."""
-        value = self._value(name)
-        if not isinstance(value, str):
-            raise InputRejected(f"field '{name}' must be text, got {shown(value)}")
-        return value
-
-
-def _ffn_size(read: FieldReader, hidden_size: int) -> int:
+def _ffn_size(fields: Fields, hidden_size: int) -> int:
     """Inner FFN size: `mlp_hidden_size`, or `mlp_ratio` * d_model, holds linear and gate part together."""
-    both = read.optional_integer("mlp_hidden_size")
+    both = fields.read("mlp_hidden_size", optional(COUNT))
     if both is None:
-        both = int(read.real("mlp_ratio") * hidden_size)
+        both = int(fields.read("mlp_ratio", positive) * hidden_size)
     if both < 2 or both % 2:
         raise InputRejected(f"the FFN's hidden size {both} must be even: one half is the gate")
     return both // 2

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from umv2_export.checkpoint.checkpoint import CheckpointTensor
-from umv2_export.checkpoint.official_config import OfficialModel, TensorFacts
+from umv2_export.checkpoint.official_config import SIZE, OfficialModel, TensorFacts
 from umv2_export.errors import InputRejected
 
 __all__ = ["our_tensors", "tensor_facts"]
@@ -46,8 +46,8 @@ def our_tensors(
         else:
             ours[name] = tensor
     if model.has_experts:
-        sizes = model.fields.integer("moe_num_experts"), model.expert_size, model.fields.integer("d_model")
-        for i in range(model.fields.integer("n_layers")):
+        sizes = model.fields.read("moe_num_experts", SIZE), model.expert_size, model.fields.read("d_model", SIZE)
+        for i in range(model.fields.read("n_layers", SIZE)):
             block = f"transformer.blocks.{i}."
             ours |= _experts(block, stacks.pop(block, {}), sizes, where)
     # Blocks that the configuration does not have: refused, by their own names.
@@ -108,6 +108,6 @@ def tensor_facts(ours: Mapping[str, CheckpointTensor], model: OfficialModel, *, 
             where=where,
             why="expected keys [heads, 2, keys per side, key size, Tucker rank] and at least one core",
         )
-    projection, value_dim = ours.get(layer + "values_proj.weight"), model.fields.integer("mem_vdim")
+    projection, value_dim = ours.get(layer + "values_proj.weight"), model.fields.read("mem_vdim", SIZE)
     groups = 1 if projection is None or len(projection.shape) != 2 else max(1, projection.shape[1] // value_dim)
     return TensorFacts(keys.shape[-1], cores, groups)

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from umv2_export.checkpoint.safetensors_files import map_file
+from umv2_export.checkpoint.safetensors_files import DTYPES, map_file
 from umv2_export.checkpoint.state_dict import StateDict, unwrapped
+from umv2_export.config import BUFFERS
 from umv2_export.errors import InputRejected, Unsupported, shown
 from umv2_export.files import inside, read_json
 from umv2_export.links import require_own_links
@@ -20,11 +21,6 @@ from umv2_export.links import require_own_links
 __all__ = ["METADATA_FILE", "read_olmo_core"]
 
 METADATA_FILE = "model/metadata.json"
-
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-# Of a memory layer: the permutation of its addresses, and the vectors that merge ranks in stage 1.
-_BUFFERS = ("shuffle_index", "tucker_core_u", "tucker_core_v")
 
 
 def read_olmo_core(path: Path) -> StateDict:
@@ -48,7 +44,7 @@ def read_olmo_core(path: Path) -> StateDict:
 
 def _check_buffers(described: Mapping[str, Any], file: Path) -> None:
     layers = sorted({name.partition(".tucker_core.")[0] for name in described if ".tucker_core." in name})
-    lost = [f"{layer}.{leaf}" for layer in layers for leaf in _BUFFERS if f"{layer}.{leaf}" not in described]
+    lost = [f"{layer}.{leaf}" for layer in layers for leaf in BUFFERS if f"{layer}.{leaf}" not in described]
     if lost:
         raise InputRejected(
             f"tensor {lost[0]!r} and {len(lost) - 1} more of {len(layers)} memory layers are not in this checkpoint",
@@ -68,7 +64,7 @@ def _specification(facts: Any, file: Path) -> Mapping[str, Any]:
 
 
 def _joined(name: str, facts: Any, files: Mapping[str, Mapping[str, torch.Tensor]], where: Path) -> torch.Tensor:
-    shape, dtype = facts.get("shape"), _DTYPES.get(str(facts.get("dtype")))
+    shape, dtype = facts.get("shape"), DTYPES.get(str(facts.get("dtype")))
     if not isinstance(shape, list) or not all(type(n) is int and 0 < n < 2**31 for n in shape) or len(shape) > 8:
         raise InputRejected(f"tensor {name!r} has shape {shown(shape)}", where=where)
     if dtype is None:

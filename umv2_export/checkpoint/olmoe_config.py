@@ -14,6 +14,7 @@ from umv2_export.checkpoint.olmoe_fields import UNDERSTOOD, check_fields
 from umv2_export.config import ExpertsConfig, MemoryConfig, ModelConfig
 from umv2_export.errors import InputRejected, Unsupported, shown
 from umv2_export.files import read_json
+from umv2_export.schema import Fields, Form, flag, integer, list_of, optional, read_as, real
 
 __all__ = ["CONFIG_FILE", "GENERATION_FILE", "OlmoeConfig", "read_config"]
 
@@ -21,6 +22,7 @@ CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 
 DEFAULT_THETA = 10000.0
+INTEGER = integer()
 
 # Far above any model; each is compared with every new token.
 MOST_END_TOKENS = 1024
@@ -104,49 +106,47 @@ def _model_config(data: Mapping[str, Any], end_tokens: list[int], where: Path) -
             fix="take the checkpoint that was quantized",
         )
     _check_layer_types(data, where)
-    heads, width = _integer(data, "num_attention_heads", where), _integer(data, "hidden_size", where)
-    kv_heads = _optional_integer(data, "num_key_value_heads", where)
+    fields = Fields(data, where=where)
+    read, get = fields.read, fields.get
+    heads, width = read("num_attention_heads", INTEGER), read("hidden_size", INTEGER)
+    kv_heads = get("num_key_value_heads", optional(INTEGER), None)
     if data.get("head_dim") not in (None, width // max(1, heads)):
         raise Unsupported(f"field 'head_dim' is {shown(data['head_dim'])}", where=where, fix="hidden_size / heads")
-    vocabulary = _integer(data, "vocab_size", where)
+    vocabulary, clip = read("vocab_size", INTEGER), get("clip_qkv", optional(real), None)
     return ModelConfig(
         hidden_size=width,
-        num_layers=_integer(data, "num_hidden_layers", where),
+        num_layers=read("num_hidden_layers", INTEGER),
         num_heads=heads,
         # As many of both is what is written for none.
         num_kv_heads=None if kv_heads == heads else kv_heads,
         ffn_size=0,
         vocab_size=vocabulary,
         embedding_size=vocabulary,
-        tie_embeddings=_boolean(data, "tie_word_embeddings", where),
-        max_sequence_length=_integer(data, "max_position_embeddings", where),
+        tie_embeddings=get("tie_word_embeddings", flag, False),
+        max_sequence_length=read("max_position_embeddings", INTEGER),
         memory=MemoryConfig.absent(),
         rope_theta=_rope_theta(data, where),
-        norm_eps=_real(data, "rms_norm_eps", 1e-5, where),
+        norm_eps=float(get("rms_norm_eps", real, 1e-5)),
         eos_token_id=end_tokens[0] if end_tokens else None,
         more_eos_token_ids=tuple(end_tokens[1:]),
-        pad_token_id=_optional_integer(data, "pad_token_id", where),
+        pad_token_id=get("pad_token_id", optional(INTEGER), None),
         experts=ExpertsConfig(
-            _expert_count(data, where),
-            _integer(data, "num_experts_per_tok", where),
-            _integer(data, "intermediate_size", where),
-            _boolean(data, "norm_topk_prob", where),
+            _expert_count(fields, where),
+            read("num_experts_per_tok", INTEGER),
+            read("intermediate_size", INTEGER),
+            get("norm_topk_prob", flag, False),
         ),
         qk_norm="full",
-        clip_qkv=None if data.get("clip_qkv") is None else _real(data, "clip_qkv", 0.0, where),
+        clip_qkv=None if clip is None else float(clip),
     )
 
 
-def _expert_count(data: Mapping[str, Any], where: Path) -> int:
+def _expert_count(fields: Fields, where: Path) -> int:
     """`num_experts`, which transformers also calls `num_local_experts`."""
-    names = [name for name in ("num_experts", "num_local_experts") if data.get(name) is not None]
-    counts = {_integer(data, name, where) for name in names or ["num_experts"]}
-    if len(counts) > 1:
-        raise InputRejected(
-            f"fields 'num_experts' and 'num_local_experts' are {data['num_experts']} and {data['num_local_experts']}",
-            where=where,
-        )
-    return counts.pop()
+    named, local = (fields.get(name, optional(INTEGER), None) for name in ("num_experts", "num_local_experts"))
+    if named is not None and local is not None and named != local:
+        raise InputRejected(f"fields 'num_experts' and 'num_local_experts' are {named} and {local}", where=where)
+    return fields.read("num_experts", INTEGER) if local is None else local
 
 
 def _check_layer_types(data: Mapping[str, Any], where: Path) -> None:
@@ -158,11 +158,9 @@ def _check_layer_types(data: Mapping[str, Any], where: Path) -> None:
 def _end_tokens(data: Mapping[str, Any], where: Path) -> list[int]:
     """`eos_token_id`: a number, several, or none."""
     value = data.get("eos_token_id")
-    tokens = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(token, int) and not isinstance(token, bool) for token in tokens):
-        raise InputRejected(
-            f"field 'eos_token_id' must be an integer or a list of integers, got {shown(value)}", where=where
-        )
+    form: Form[Any] = list_of(INTEGER) if isinstance(value, list) else optional(INTEGER)
+    found = read_as(form, value, "eos_token_id", where=where)
+    tokens = found if isinstance(found, list) else [] if found is None else [found]
     if len(tokens) > MOST_END_TOKENS:
         raise InputRejected(f"field 'eos_token_id' has {len(tokens)} tokens, at most {MOST_END_TOKENS}", where=where)
     return list(dict.fromkeys(tokens))
@@ -174,16 +172,12 @@ def _rope_theta(data: Mapping[str, Any], where: Path) -> float:
     Older files have `rope_theta` and `rope_scaling`, newer ones `rope_parameters` with both. Each place that gives the
     base must give the same: versions of transformers differ in which of them counts.
     """
-    found = {}
+    given = {"rope_theta": data.get("rope_theta")}
     for name in ("rope_parameters", "rope_scaling"):
-        parameters = data.get(name)
-        if parameters is None:
-            continue
-        _require_unscaled(name, parameters, where)
-        if parameters.get("rope_theta") is not None:
-            found[f"{name}.rope_theta"] = _real(parameters, "rope_theta", DEFAULT_THETA, where)
-    if data.get("rope_theta") is not None:
-        found["rope_theta"] = _real(data, "rope_theta", DEFAULT_THETA, where)
+        if data.get(name) is not None:
+            _require_unscaled(name, data[name], where)
+            given[f"{name}.rope_theta"] = data[name].get("rope_theta")
+    found = {path: float(read_as(real, value, path, where=where)) for path, value in given.items() if value is not None}
     if len(set(found.values())) > 1:
         listed = ", ".join(f"{name!r} is {value}" for name, value in found.items())
         raise InputRejected(f"the base of the rotary embeddings is given twice: {listed}", where=where)
@@ -219,32 +213,3 @@ def _require_unscaled(name: str, parameters: object, where: Path) -> None:
             else "only plain rotary embeddings are implemented",
             fix="rope_type 'default'",
         )
-
-
-def _integer(data: Mapping[str, Any], name: str, where: Path) -> int:
-    value = _optional_integer(data, name, where)
-    if value is None:
-        raise InputRejected(f"field {name!r} is missing", where=where)
-    return value
-
-
-def _optional_integer(data: Mapping[str, Any], name: str, where: Path) -> int | None:
-    value = data.get(name)
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise InputRejected(f"field {name!r} must be an integer, got {shown(value)}", where=where)
-    return value
-
-
-def _boolean(data: Mapping[str, Any], name: str, where: Path) -> bool:
-    """False where it is missing, as in the published default."""
-    value = data.get(name, False)
-    if not isinstance(value, bool):
-        raise InputRejected(f"field {name!r} must be true or false, got {shown(value)}", where=where)
-    return value
-
-
-def _real(data: Mapping[str, Any], name: str, default: float, where: Path) -> float:
-    value = data.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e300 < value < 1e300:
-        raise InputRejected(f"field {name!r} must be a number, got {shown(value)}", where=where)
-    return float(value)

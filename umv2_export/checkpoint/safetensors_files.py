@@ -9,10 +9,13 @@ from safetensors import SafetensorError, safe_open
 from umv2_export.errors import InputRejected, Unsupported, shown
 from umv2_export.files import inside, read_json
 
-__all__ = ["INDEX_FILE", "WEIGHTS_FILE", "map_file", "map_tensors", "weight_notes"]
+__all__ = ["DTYPES", "INDEX_FILE", "WEIGHTS_FILE", "map_file", "map_tensors", "weight_notes"]
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+
+# As headers name them; the package's own table is private.
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 
 _PICKLED = (".bin", ".pt", ".pth", ".bin.index.json")
 

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from umv2_export.checkpoint import distributed, olmo_core
-from umv2_export.checkpoint.official_config import FieldReader
+from umv2_export.checkpoint.official_config import SIZE
 from umv2_export.checkpoint.safetensors_files import WEIGHTS_FILE as SAFETENSORS_FILE
 from umv2_export.checkpoint.state_dict import StateDict, load_safetensors, load_state_dict
 from umv2_export.config import TABLES
 from umv2_export.errors import InputRejected, Unsupported
 from umv2_export.files import inside
+from umv2_export.schema import Fields
 
 __all__ = ["WEIGHTS_FILE", "has_weights", "is_sharded", "load_weights"]
 
@@ -71,7 +72,7 @@ def _exists(file: Path) -> bool:
 
 def _load_ranks(path: Path, fields: Mapping[str, Any]) -> list[StateDict]:
     """rank_0/model.pt .. rank_{P-1}/model.pt: more ranks hold copies of these slices."""
-    ranks = FieldReader(fields).integer("mem_parallel_size")
+    ranks = Fields(fields).read("mem_parallel_size", SIZE)
     # Looked for before any is opened: a size of billions would otherwise be a long list.
     for rank in range(ranks):
         if not _exists(path / f"rank_{rank}" / WEIGHTS_FILE):

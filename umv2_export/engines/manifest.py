@@ -1,16 +1,16 @@
 """An engine on disk: the compiled file and engine.json. Nothing here deserialises an engine: it holds code."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from umv2_export.config import ModelConfig
+from umv2_export.documents import Document
 from umv2_export.errors import CheckFailed, InputRejected, shown
-from umv2_export.files import file_sha256, inside, read_json
-from umv2_export.schema import Test, check_fields, either, flag, integer, list_of, mapping, one_of, record, text
+from umv2_export.files import file_sha256, inside
+from umv2_export.schema import Form, anything, either, flag, integer, list_of, mapping, one_of, record, text
 
 __all__ = [
     "ENGINE_FILE",
@@ -26,8 +26,15 @@ __all__ = [
 ENGINE_FILE = "model.engine"
 ENGINE_MANIFEST_FILE = "engine.json"
 
-FORMAT = "umv2-engine"
-FORMAT_VERSION = 2
+DOCUMENT = Document(
+    file=ENGINE_MANIFEST_FILE,
+    title="the manifest of an engine",
+    folder="engine",
+    writer="umv2-export build",
+    format="umv2-engine",
+    version=2,
+    renewal="build the engine again",
+)
 
 
 @dataclass(frozen=True)
@@ -77,19 +84,18 @@ class EngineManifest:
 
     def as_dict(self) -> dict[str, Any]:
         """The content of engine.json."""
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        return DOCUMENT.content(dataclasses.asdict(self))
 
     def write(self, folder: Path) -> None:
         """Write engine.json; the last file of an engine."""
-        text = json.dumps(self.as_dict(), indent=2) + "\n"
-        (folder / ENGINE_MANIFEST_FILE).write_text(text, encoding="utf-8")
+        DOCUMENT.write(folder, dataclasses.asdict(self))
 
 
-_VALUES = list_of(record({"name": text, "dtype": text, "axes": list_of(either(text, integer()))}))
-_SHAPE = list_of(integer())
+_VALUES = list_of(record({"name": text, "dtype": text, "axes": list_of(either(text, integer(0)))}))
+_SHAPE = list_of(integer(0))
 
 # Every field of `EngineManifest`; the config is a `ModelConfig`'s to read.
-SCHEMA: Mapping[str, Test] = {
+SCHEMA: Mapping[str, Form[Any]] = {
     "tool_version": text,
     "runtime": text,
     "runtime_version": text,
@@ -103,11 +109,11 @@ SCHEMA: Mapping[str, Test] = {
     ),
     "inputs": _VALUES,
     "outputs": _VALUES,
-    "size": integer(),
+    "size": integer(0),
     "sha256": text,
     "bundle": text,
     "graph": text,
-    "config": mapping(lambda _: True),
+    "config": mapping(anything),
 }
 
 
@@ -143,7 +149,7 @@ def read_engine(path: Path) -> Engine:
         InputRejected: it is no engine, or its manifest is malformed.
         CheckFailed: the file is not the one that the manifest describes.
     """
-    manifest = _read_manifest(path)
+    manifest = EngineManifest(**DOCUMENT.read(path, SCHEMA))
     difference = _difference(path, manifest)
     if difference is not None:
         raise CheckFailed(difference, where=path, fix="copy the engine again, or build it again")
@@ -181,7 +187,7 @@ def require_trusted(path: Path, *, trust: bool) -> Engine:
         InputRejected: the file is not the one that its manifest describes, and is not trusted; or there is no manifest.
     """
     try:
-        manifest = _read_manifest(path)
+        manifest = EngineManifest(**DOCUMENT.read(path, SCHEMA))
     except InputRejected as error:
         raise InputRejected(
             f"this engine is not trusted: {error.what}",
@@ -241,25 +247,3 @@ def _difference(path: Path, manifest: EngineManifest) -> str | None:
     if digest != manifest.sha256:
         return f"file {ENGINE_FILE!r} has sha256 {digest}, the manifest says {shown(manifest.sha256)}"
     return None
-
-
-def _read_manifest(path: Path) -> EngineManifest:
-    file = path / ENGINE_MANIFEST_FILE
-    if not path.is_dir() or not file.is_file():
-        raise InputRejected(
-            f"no engine: {ENGINE_MANIFEST_FILE} is missing",
-            where=path,
-            fix="pass a folder that `umv2-export build` wrote",
-        )
-    document = read_json(file)
-    if document.get("format") != FORMAT:
-        raise InputRejected(f"not the manifest of an engine: its format is not {FORMAT!r}", where=file)
-    if document.get("format_version") != FORMAT_VERSION:
-        raise InputRejected(
-            f"format version {shown(document.get('format_version'))}, this tool reads {FORMAT_VERSION}",
-            where=file,
-            fix="build the engine again with this version",
-        )
-    fields = {name: value for name, value in document.items() if name not in ("format", "format_version")}
-    check_fields(fields, SCHEMA, where=file)
-    return EngineManifest(**fields)

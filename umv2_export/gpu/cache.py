@@ -1,12 +1,13 @@
 """The kernels of a bundle for one GPU, compiled when they are first asked for and kept in the user's cache folder."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import platformdirs
+from filelock import FileLock
 
 import umv2_export.kernels.triton
 from umv2_export import __version__
@@ -56,10 +57,9 @@ def cached_kernels(bundle: Bundle, architecture: str, track: Tracker = silent) -
 
 def _cache_folder() -> Path:
     try:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return platformdirs.user_cache_path("umv2-export") / "kernels"
     except RuntimeError as error:  # a service has no home
         raise EnvironmentUnfit("there is no folder for GPU kernels", why=str(error), fix=_REMEDY) from error
-    return caches / "umv2-export" / "kernels"
 
 
 def _key(variants: Sequence[Variant], architecture: str) -> str:
@@ -87,7 +87,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """Wait until no other process makes this folder."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = folder.with_suffix(".lock").open("w")
+        lock = FileLock(folder.with_suffix(".lock")).acquire()
     except OSError as error:
         raise EnvironmentUnfit(
             "the cache of GPU kernels cannot be written",
@@ -96,5 +96,4 @@ def _alone(folder: Path) -> Iterator[None]:
             fix=_REMEDY,
         ) from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,25 +1,33 @@
 """kernels.json: what was compiled into a folder, and how to call it. It is read as an untrusted file."""
 
-import json
-import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from umv2_export import __version__
+from umv2_export.documents import Document
 from umv2_export.errors import InputRejected, shown
-from umv2_export.files import file_sha256, inside, read_json
+from umv2_export.files import file_sha256, inside
 from umv2_export.gpu.variants import LookupVariant, SumVariant, TopkVariant, Variant
+from umv2_export.schema import Form, anything, flag, instance, integer, list_of, matching, one_of, text
 
 __all__ = ["INDEX_FILE", "CompiledKernel", "plain_variant", "read_index", "write_index"]
 
 INDEX_FILE = "kernels.json"
-FORMAT = "umv2-kernels"
-# 2: lookups take the rows of the table; values in splits.
-FORMAT_VERSION = 2
+DOCUMENT = Document(
+    file=INDEX_FILE,
+    title="an index of kernels",
+    folder="GPU kernels",
+    writer="umv2-export kernels",
+    format="umv2-kernels",
+    # 2: lookups take the rows of the table; values in splits.
+    version=2,
+    renewal="compile the kernels again",
+    indent=1,
+)
 
 _VARIANTS: dict[str, type[Variant]] = {kind.op: kind for kind in (LookupVariant, SumVariant, TopkVariant)}
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
@@ -80,24 +88,9 @@ class CompiledKernel:
         """`variant` with its types.
 
         Raises:
-            ValueError: it is no variant of the op.
+            Malformed: it is no variant of the op.
         """
-        kind = _VARIANTS[self.op]
-        if self.variant.keys() != {field.name for field in fields(kind)}:
-            raise ValueError(f"a variant of {self.op} has other fields")
-        facts: dict[str, Any] = {}
-        for field in fields(kind):
-            value = self.variant[field.name]
-            if field.type is torch.dtype:
-                known = _ROW_DTYPES if field.name == "rows_dtype" else _DTYPES
-                if not isinstance(value, str) or value not in known:
-                    raise ValueError(f"{field.name} {shown(value)}")
-                facts[field.name] = known[value]
-            elif type(value) is not field.type or (field.type is int and not 1 <= value <= MAX_SIZE):
-                raise ValueError(f"{field.name} {shown(value)}")
-            else:
-                facts[field.name] = value
-        return kind(**facts)
+        return _VARIANT_FORMS[self.op].read(self.variant, "variant")
 
 
 def plain_variant(variant: Variant) -> dict[str, Any]:
@@ -110,13 +103,28 @@ def plain_variant(variant: Variant) -> dict[str, Any]:
 
 def write_index(folder: Path, kernels: Iterable[CompiledKernel]) -> None:
     """Write the index of the kernels in a folder."""
-    document = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "tool_version": __version__,
-        "kernels": [kernel.as_dict() for kernel in kernels],
-    }
-    (folder / INDEX_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    DOCUMENT.write(folder, {"tool_version": __version__, "kernels": [kernel.as_dict() for kernel in kernels]})
+
+
+def _variant_form(field: Field[Any]) -> Form[Any]:
+    """An element type as text, a flag, or a size."""
+    if field.type is not torch.dtype:
+        return flag if field.type is bool else integer(1, MAX_SIZE)
+    known = _ROW_DTYPES if field.name == "rows_dtype" else _DTYPES
+    name = one_of(*known)
+    return Form(name.allowed, name.accepts, lambda value, _: known[value])
+
+
+_VARIANT_FORMS: dict[str, Form[Variant]] = {
+    op: instance(kind, **{field.name: _variant_form(field) for field in fields(kind)}) for op, kind in _VARIANTS.items()
+}
+_KERNEL = instance(
+    CompiledKernel,
+    op=one_of(*_VARIANTS),
+    compute_capability=matching(r"[0-9]{1,2}\.[0-9]", "a compute capability such as 8.9"),
+    entry=matching(r"[A-Za-z_][A-Za-z0-9_]{0,62}", "the name of a function"),
+    shared_bytes=integer(0, MAX_SHARED_BYTES),
+)
 
 
 def read_index(folder: Path) -> list[CompiledKernel]:
@@ -129,31 +137,13 @@ def read_index(folder: Path) -> list[CompiledKernel]:
         InputRejected: it is no such folder, its index is malformed or of another version, or a file is not the one
             that was built.
     """
-    file = folder / INDEX_FILE
-    if not file.is_file():
-        raise InputRejected(
-            f"no GPU kernels: {INDEX_FILE} is missing",
-            where=folder,
-            fix="pass a folder that `umv2-export kernels` wrote",
-        )
-    document = read_json(file)
-    if document.get("format") != FORMAT:
-        raise InputRejected(f"not an index of kernels: its format is not {FORMAT!r}", where=file)
-    if document.get("format_version") != FORMAT_VERSION:
-        raise InputRejected(
-            f"format version {shown(document.get('format_version'))}, this tool reads {FORMAT_VERSION}",
-            where=file,
-            fix="compile the kernels again with this version",
-        )
-    entries = document.get("kernels")
-    if not isinstance(entries, list):
-        raise InputRejected("field 'kernels' is missing or malformed", where=file)
+    entries = DOCUMENT.read(folder, {"tool_version": text, "kernels": list_of(anything)})["kernels"]
     kernels = []
     for number, entry in enumerate(entries):
         try:
             kernels.append(_kernel(entry))
         except ValueError as error:
-            raise InputRejected(f"kernels[{number}] is malformed", where=file, why=str(error)) from error
+            raise InputRejected(f"kernels[{number}] is malformed", where=folder / INDEX_FILE, why=str(error)) from error
     for kernel in kernels:
         for name in (kernel.ptx, kernel.cubin):
             if file_sha256(inside(folder, name)) != kernel.sha256[name]:
@@ -171,33 +161,15 @@ def _kernel(entry: object) -> CompiledKernel:
     Raises:
         ValueError: it has not the types, or the arguments and the grid, on which later code relies.
     """
-    names = {field.name for field in fields(CompiledKernel)}
-    if not isinstance(entry, dict) or entry.keys() != names:
-        raise ValueError(f"expected the fields {', '.join(sorted(names))}")
-    for field in fields(CompiledKernel):
-        if field.type in (str, int) and type(entry[field.name]) is not field.type:
-            raise ValueError(f"{field.name} is {shown(entry[field.name])}")
-    if entry["op"] not in _VARIANTS:
-        raise ValueError(f"op {shown(entry['op'])}")
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,62}", entry["entry"]):
-        raise ValueError(f"entry {shown(entry['entry'])}")
-    if not re.fullmatch(r"[0-9]{1,2}\.[0-9]", entry["compute_capability"]):
-        raise ValueError(f"compute_capability {shown(entry['compute_capability'])}")
-    if not 0 <= entry["shared_bytes"] <= MAX_SHARED_BYTES:
-        raise ValueError(f"shared_bytes {shown(entry['shared_bytes'])}")
-    digests = entry["sha256"]
-    if not isinstance(digests, dict) or digests.keys() != {entry["ptx"], entry["cubin"]}:
+    kernel = _KERNEL.read(entry)
+    if kernel.sha256.keys() != {kernel.ptx, kernel.cubin}:
         raise ValueError("sha256 must name the ptx and the cubin")
-    if not isinstance(entry["variant"], dict):
-        raise ValueError("variant is no object")
-    kernel = CompiledKernel(**entry)
     variant = kernel.typed_variant()
     threads = 32 * variant.num_warps
-    if entry["block"] != [threads, 1, 1] or not 0 < threads <= MAX_THREADS:
-        raise ValueError(f"block {shown(entry['block'])}, its variant has {variant.num_warps} warps")
-    if entry["grid"] != list(variant.grid):
-        raise ValueError(f"grid {shown(entry['grid'])}, a {kernel.op} has {variant.grid}")
-    if entry["arguments"] != [asdict(argument) for argument in variant.arguments]:
+    if kernel.block != (threads, 1, 1) or threads > MAX_THREADS:
+        raise ValueError(f"block {kernel.block}, its variant has {variant.num_warps} warps")
+    if kernel.grid != variant.grid:
+        raise ValueError(f"grid {shown(kernel.grid)}, a {kernel.op} has {variant.grid}")
+    if kernel.arguments != [asdict(argument) for argument in variant.arguments]:
         raise ValueError("its arguments are not those of its variant")
-    # JSON has no tuples.
-    return CompiledKernel(**entry | {"grid": variant.grid, "block": (threads, 1, 1)})
+    return kernel

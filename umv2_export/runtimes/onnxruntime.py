@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
-import torch
 from torch.utils.dlpack import from_dlpack
 
 from umv2_export import cuda_library, native_library
@@ -188,11 +188,11 @@ class OnnxRuntime:
 
 
 def _value(array: Array, dtype: str) -> Any:
-    """An array in a dtype, as ONNX Runtime takes it; numpy knows no bf16."""
+    """An array in a dtype, as ONNX Runtime takes it: of bf16 the bits."""
     import onnxruntime  # noqa: PLC0415 - an optional package
 
     if dtype == "bf16":
-        bits = torch.from_numpy(np.array(array, np.float32, order="C")).bfloat16().view(torch.uint16).numpy()
+        bits = np.ascontiguousarray(array, ml_dtypes.bfloat16).view(np.uint16)
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, onnx.TensorProto.BFLOAT16)
     return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array, _NUMPY_DTYPES[dtype]))
 

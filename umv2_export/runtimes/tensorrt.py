@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
-import torch
 
 from umv2_export.bundle import MANIFEST_FILE, Bundle
 from umv2_export.engines.graph import Graph, read_graph
@@ -29,7 +29,7 @@ from umv2_export.terminal import echo
 __all__ = ["TensorRtRuntime"]
 
 # Of a bf16 tensor, numpy holds the bits.
-_NUMPY_DTYPES = {"int64": np.int64, "float": np.float32, "float16": np.float16, "bfloat16": np.uint16}
+_NUMPY_DTYPES = {"int64": np.int64, "float": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 # Shown of what the library said where it failed.
 LOG_LINES = 12
@@ -216,7 +216,7 @@ class TensorRtRuntime:
 
     def _size(self, name: str, shape: Sequence[int]) -> int:
         """Bytes of a tensor."""
-        return int(np.prod(shape)) * np.dtype(_NUMPY_DTYPES[self._dtypes[name]]).itemsize
+        return int(np.prod(shape) * np.dtype(_NUMPY_DTYPES[self._dtypes[name]]).itemsize)
 
     def _require(self, done: bool, failure: str) -> None:
         if not done:
@@ -288,17 +288,12 @@ def _close(resources: contextlib.ExitStack) -> None:
 
 def _bytes(array: Array, dtype: str) -> bytes:
     """An array in a dtype of the graph."""
-    if dtype != "bfloat16":
-        return array.astype(_NUMPY_DTYPES[dtype]).tobytes()
-    return torch.from_numpy(np.array(array, np.float32, order="C")).bfloat16().view(torch.uint16).numpy().tobytes()
+    return array.astype(_NUMPY_DTYPES[dtype]).tobytes()
 
 
 def _array(data: bytes, dtype: str, shape: Sequence[int]) -> Array:
     """An output in fp32."""
-    array = np.frombuffer(data, _NUMPY_DTYPES[dtype]).reshape(shape)
-    if dtype != "bfloat16":
-        return array.astype(np.float32)
-    return (array.astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(data, _NUMPY_DTYPES[dtype]).reshape(shape).astype(np.float32)
 
 
 def _text(shape: Sequence[int]) -> str:
