@@ -18,7 +18,7 @@ from umv2_export.config import ModelConfig
 from umv2_export.dtypes import torch_dtype
 from umv2_export.errors import CheckFailed, InputRejected, shown
 from umv2_export.files import file_sha256, inside, read_json
-from umv2_export.model.folded import MOST_SHARDS, TableLayout
+from umv2_export.layout import MOST_SHARDS, TableLayout
 from umv2_export.names import DTYPES, MOE_FORMS, TARGETS
 from umv2_export.schema import (
     Test,

@@ -14,7 +14,8 @@ from torch import nn
 
 from umv2_export import native_library
 from umv2_export.config import ModelConfig
-from umv2_export.model.folded import FoldedMemoryLayer, FoldedPool, TableLayout
+from umv2_export.layout import TableLayout
+from umv2_export.model.folded import FoldedMemoryLayer, FoldedPool
 from umv2_export.onnx.passes import attach_bodies, make_reproducible, simplify
 from umv2_export.onnx.trace import op_signatures, quiet_exporter, translations
 from umv2_export.ops import DOMAIN, VERSION, ExpertsSignature, KeyScoresSignature, LookupSignature

@@ -18,7 +18,7 @@ from umv2_export.config import TABLES, count_parameters
 from umv2_export.dtypes import dtype_name, torch_dtype
 from umv2_export.errors import InvalidRequest, Unsupported
 from umv2_export.files import HashedFile, atomic_directory, file_sha256, require_free_space, tensor_bytes
-from umv2_export.model.folded import TableLayout
+from umv2_export.layout import TableLayout
 from umv2_export.onnx.fold import FoldedTensor, fold_checkpoint
 from umv2_export.onnx.minimum import minimum_onnxruntime
 from umv2_export.onnx.passes import (

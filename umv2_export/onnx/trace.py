@@ -14,7 +14,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from umv2_export.config import ModelConfig
-from umv2_export.model.folded import TableLayout, folded_model, joined_by_rank, key_matrices, used_chunks
+from umv2_export.layout import TableLayout
+from umv2_export.model.folded import folded_model, joined_by_rank, key_matrices, used_chunks
 from umv2_export.model.transformer import KeyValue, LanguageModel
 from umv2_export.ops import DOMAIN, VERSION, ExpertsSignature, KeyScoresSignature, LookupSignature, OpSignatures
 from umv2_export.ops.domain import PLUGIN_ATTRIBUTES
