@@ -18,6 +18,7 @@ from umv2_export.config import ModelConfig
 from umv2_export.dtypes import torch_dtype
 from umv2_export.errors import CheckFailed, InputRejected, shown
 from umv2_export.files import file_sha256, inside, read_json
+from umv2_export.interface_checks import check_graph_values, check_manifest_values
 from umv2_export.layout import MOST_SHARDS, TableLayout
 from umv2_export.names import DTYPES, MOE_FORMS, TARGETS
 from umv2_export.schema import (
@@ -33,7 +34,6 @@ from umv2_export.schema import (
     sha256,
     text,
 )
-from umv2_export.signature import check_graph_values, check_manifest_values
 
 __all__ = ["MANIFEST_FILE", "MODEL_FILE", "WEIGHTS_FILE", "Bundle", "Manifest", "TableFile", "rows_file"]
 

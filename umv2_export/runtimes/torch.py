@@ -111,15 +111,10 @@ class TorchRuntime:
     def _output(self, output: ModelOutput, probe: bool) -> StepOutput:
         # Under autocast some are in 16 bits.
         present: Cache = [(keys.float().numpy(), values.float().numpy()) for keys, values in output.present]
-        probes: dict[str, Array] = {}
-        if probe:
-            probes |= {f"hidden.{i}": hidden.float().numpy() for i, hidden in enumerate(output.hidden)}
-            for j, routing in enumerate(output.routing):
-                scores = {"row_scores": routing.row_scores, "col_scores": routing.col_scores}
-                probes |= {f"{name}.{j}": value.float().numpy() for name, value in scores.items()}
-                probes[f"addresses.{j}"] = routing.addresses.numpy()
-            for kind in ("normed", "router_logits", "attention", "ffn", "memory"):
-                probes |= {f"{kind}.{i}": value.float().numpy() for i, value in enumerate(getattr(output, kind))}
+        probes = {
+            name: (value.float() if value.is_floating_point() else value).numpy()
+            for name, value in (output.inner.items() if probe else ())
+        }
         return StepOutput(output.logits.float().numpy(), present, probes)
 
 
