@@ -17,7 +17,8 @@ from umv2_export.documents import Document
 from umv2_export.dtypes import torch_dtype
 from umv2_export.errors import CheckFailed, InputRejected
 from umv2_export.files import file_sha256, inside
-from umv2_export.model.folded import MOST_SHARDS, TableLayout
+from umv2_export.interface_checks import check_graph_values, check_manifest_values
+from umv2_export.layout import MOST_SHARDS, TableLayout
 from umv2_export.schema import (
     Form,
     anything,
@@ -32,7 +33,6 @@ from umv2_export.schema import (
     sha256,
     text,
 )
-from umv2_export.signature import check_graph_values, check_manifest_values
 
 __all__ = ["MANIFEST_FILE", "MODEL_FILE", "WEIGHTS_FILE", "Bundle", "Manifest", "TableFile", "rows_file"]
 

@@ -12,7 +12,7 @@ from umv2_export.checkpoint import Checkpoint, open_checkpoint
 from umv2_export.config import QueryLayout, count_parameters
 from umv2_export.engines.manifest import ENGINE_MANIFEST_FILE, describe_engine
 from umv2_export.errors import InputRejected
-from umv2_export.signature import describe_value
+from umv2_export.interface_checks import describe_value
 
 __all__ = ["describe_path"]
 

@@ -12,7 +12,8 @@ from samples.gpu.ceiling import random_row_rate
 from samples.gpu.timing import alternate
 from umv2_export.config import ModelConfig
 from umv2_export.errors import EnvironmentUnfit
-from umv2_export.model.folded import FoldedMemoryLayer, FoldedPool, TableLayout
+from umv2_export.layout import TableLayout
+from umv2_export.model.folded import FoldedMemoryLayer, FoldedPool
 from umv2_export.ops import memory_lookup
 
 __all__ = ["Comparison", "compare_layers", "compare_lookups", "grouped_experts"]

@@ -24,6 +24,7 @@ from samples.training.corpus import Corpus, standard_library
 from samples.training.layers import router_losses, trainable_model
 from umv2_export.checkpoint.native import TensorStream, save_checkpoint
 from umv2_export.config import TABLES, ExpertsConfig, count_parameters
+from umv2_export.interface import Inner
 from umv2_export.model.initialization import random_tensors
 from umv2_export.model.transformer import LanguageModel, empty_past
 
@@ -161,10 +162,11 @@ def _losses(model: LanguageModel, text_BS: torch.Tensor) -> tuple[torch.Tensor, 
     output = model(ids_BS, torch.ones_like(ids_BS), empty_past(model.config, len(ids_BS)))
     loss = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), next_BS.flatten())
     auxiliary = torch.zeros(())
-    for logits_TE in output.router_logits:
+    routers = output.of(Inner.ROUTER_LOGITS)
+    for logits_TE in routers:
         experts = cast("ExpertsConfig", model.config.experts)
         balance, z = router_losses(logits_TE, experts.topk)
-        auxiliary = auxiliary + (BALANCE_WEIGHT * balance + ROUTER_Z_WEIGHT * z) / len(output.router_logits)
+        auxiliary = auxiliary + (BALANCE_WEIGHT * balance + ROUTER_Z_WEIGHT * z) / len(routers)
     return loss, auxiliary
 
 

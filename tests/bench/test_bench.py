@@ -21,7 +21,7 @@ from umv2_export.bench.traffic import Traffic
 from umv2_export.bundle import Bundle
 from umv2_export.config import count_parameters
 from umv2_export.errors import InvalidRequest
-from umv2_export.onnx.trace import part_names
+from umv2_export.interface import part_names
 from umv2_export.presets import PRESETS
 
 Exported = Callable[..., tuple[Path, dict[str, Any]]]

@@ -10,8 +10,9 @@ from tests.model.test_reference import VARIANTS
 from tests.models import GOLDEN, random_checkpoint
 from umv2_export.checkpoint import Checkpoint, open_checkpoint
 from umv2_export.errors import InputRejected
+from umv2_export.layout import TableLayout
 from umv2_export.model import LanguageModel, reference_model
-from umv2_export.model.folded import TableLayout, folded_model
+from umv2_export.model.folded import folded_model
 from umv2_export.model.transformer import empty_past
 from umv2_export.onnx.fold import fold_checkpoint
 

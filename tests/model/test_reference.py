@@ -10,6 +10,7 @@ import torch
 from tests.models import GOLDEN, Array, expected, oracle_logits, random_checkpoint
 from umv2_export.checkpoint import open_checkpoint
 from umv2_export.config import MemoryConfig, ModelConfig
+from umv2_export.interface import Inner
 from umv2_export.model import LanguageModel, ModelOutput, reference_model
 from umv2_export.model.transformer import KeyValue, empty_past
 from umv2_export.presets import PRESETS
@@ -38,8 +39,8 @@ def test_logits_and_every_hidden_state_are_those_of_the_authors_code(name: str) 
     authors = expected(name)
     output = forward(golden_model(name), torch.from_numpy(authors["input_ids"]))
     np.testing.assert_allclose(output.logits, authors["logits"], rtol=0, atol=GOLDEN_ATOL)
-    assert len(output.hidden) == 4
-    for i, hidden in enumerate(output.hidden):
+    assert len(output.of(Inner.HIDDEN)) == 4
+    for i, hidden in enumerate(output.of(Inner.HIDDEN)):
         np.testing.assert_allclose(hidden, authors[f"hidden_{i}"], rtol=0, atol=GOLDEN_ATOL, err_msg=f"hidden_{i}")
 
 

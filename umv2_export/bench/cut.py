@@ -3,7 +3,7 @@
 import onnx
 
 from umv2_export.bundle import Bundle
-from umv2_export.onnx.trace import part_names
+from umv2_export.interface import part_names
 
 __all__ = ["part_graph"]
 

@@ -14,9 +14,11 @@ from torch import nn
 
 from umv2_export import native_library
 from umv2_export.config import ModelConfig
-from umv2_export.model.folded import FoldedMemoryLayer, FoldedPool, TableLayout
+from umv2_export.layout import TableLayout
+from umv2_export.model.folded import FoldedMemoryLayer, FoldedPool
 from umv2_export.onnx.passes import attach_bodies, make_reproducible, simplify
-from umv2_export.onnx.trace import op_signatures, quiet_exporter, translations
+from umv2_export.onnx.signatures import op_signatures
+from umv2_export.onnx.translations import quiet_exporter, translations
 from umv2_export.ops import DOMAIN, VERSION, ExpertsSignature, KeyScoresSignature, LookupSignature
 from umv2_export.ops.experts import CONTRIB_DOMAIN, contrib_attributes
 from umv2_export.ops.tucker_topk import function_body as tucker_topk_body

@@ -12,8 +12,9 @@ from torch import nn
 
 from umv2_export.checkpoint import Checkpoint, CheckpointTensor
 from umv2_export.config import TABLES, ModelConfig
+from umv2_export.interface import Inner, inner_names
 from umv2_export.model.experts import Experts
-from umv2_export.model.memory import MemoryLayer, MemoryPool, ReferenceMemoryLayer, Routing
+from umv2_export.model.memory import MemoryLayer, MemoryPool, ReferenceMemoryLayer
 from umv2_export.model.norm import RMSNorm
 
 __all__ = ["KeyValue", "LanguageModel", "ModelOutput", "empty_past", "reference_model"]
@@ -27,24 +28,16 @@ class ModelOutput(NamedTuple):
     Attributes:
         logits: [B, S, embedding_size].
         present: per block, rotated keys and values [B, H, past + S, head_size].
-        hidden: the input of every block, and last the output of the final norm; [B, S, hidden_size] each.
-        routing: per memory layer, what it retrieved and from which scores.
-        router_logits: per block of experts, [B*S, E].
-        normed: per block, what its FFN or experts, and memory layers, read; [B, S, hidden_size].
-        attention: per block, what its attention adds.
-        ffn: per block, what its FFN or experts add.
-        memory: per memory layer, what it adds.
+        inner: inner values by name, in the order of `umv2_export.interface.inner_names`.
     """
 
     logits: torch.Tensor
     present: list[KeyValue]
-    hidden: list[torch.Tensor]
-    routing: list[Routing]
-    router_logits: list[torch.Tensor]
-    normed: list[torch.Tensor]
-    attention: list[torch.Tensor]
-    ffn: list[torch.Tensor]
-    memory: list[torch.Tensor]
+    inner: dict[str, torch.Tensor]
+
+    def of(self, kind: Inner) -> list[torch.Tensor]:
+        """The inner values of one kind, by block or memory layer."""
+        return [value for name, value in self.inner.items() if Inner.of(name) is kind]
 
 
 class LanguageModel(nn.Module):
@@ -112,61 +105,46 @@ class Transformer(nn.Module):
         given: Mapping[str, torch.Tensor] | None = None,
     ) -> ModelOutput:
         """See `LanguageModel.forward`."""
+        inner: dict[str, torch.Tensor] = {}
 
         def onward(name: str, computed: torch.Tensor) -> torch.Tensor:
+            inner[name] = computed
             return computed if given is None else given.get(name, computed)
 
         x_BSD = self.wte(input_ids_BS)
         positions = Positions(attention_mask_BT, input_ids_BS.shape[1], self.config, x_BSD.dtype)
-        present, hidden, router_logits, normed, attention, ffn = [], [], [], [], [], []
-        memory: dict[int, torch.Tensor] = {}
-        routing: dict[int, Routing] = {}
+        present = []
         pending: dict[int, torch.Tensor] = {}
         for i, block in enumerate(cast("Iterable[Block]", self.blocks)):
-            hidden.append(x_BSD)
-            x_BSD = onward(f"hidden.{i}", x_BSD)
+            x_BSD = onward(Inner.HIDDEN.at(i), x_BSD)
             attended_BSD, key_value = block.attention(x_BSD, positions, past[i])
-            attention.append(attended_BSD)
             present.append(key_value)
-            after_attention_BSD = x_BSD + onward(f"attention.{i}", attended_BSD)
-            normed.append(block.ff_norm(after_attention_BSD))
-            normed_BSD = onward(f"normed.{i}", normed[-1])
+            after_attention_BSD = x_BSD + onward(Inner.ATTENTION.at(i), attended_BSD)
+            normed_BSD = onward(Inner.NORMED.at(i), block.ff_norm(after_attention_BSD))
             if block.router is None:
-                ffn.append(block.swiglu(normed_BSD))
+                ffn_BSD = block.swiglu(normed_BSD)
             else:
-                router_logits.append(block.router(normed_BSD.flatten(0, 1)))
-                router_logits_TE = onward(f"router_logits.{i}", router_logits[-1])
-                mixed_TD = block.experts(normed_BSD.flatten(0, 1), router_logits_TE)
-                ffn.append(mixed_TD.reshape(normed_BSD.shape))
-            x_BSD = after_attention_BSD + onward(f"ffn.{i}", ffn[-1])
+                router_logits_TE = onward(Inner.ROUTER_LOGITS.at(i), block.router(normed_BSD.flatten(0, 1)))
+                ffn_BSD = block.experts(normed_BSD.flatten(0, 1), router_logits_TE).reshape(normed_BSD.shape)
+            x_BSD = after_attention_BSD + onward(Inner.FFN.at(i), ffn_BSD)
             for j, (read, add) in enumerate(self.config.memory.placements):
                 if read == i:
                     forced = None if forced_addresses is None else forced_addresses[j]
-                    output_TD, layer_routing = self.mem_blocks[j](
-                        normed_BSD.flatten(0, 1), self.full_memory_layer, forced
+                    output_TD, routing = self.mem_blocks[j](normed_BSD.flatten(0, 1), self.full_memory_layer, forced)
+                    inner[Inner.ROW_SCORES.at(j)], inner[Inner.COL_SCORES.at(j)] = (
+                        routing.row_scores,
+                        routing.col_scores,
                     )
-                    memory[j] = output_TD.reshape(normed_BSD.shape)
-                    pending[add] = onward(f"memory.{j}", memory[j])
-                    routing[j] = layer_routing
+                    inner[Inner.ADDRESSES.at(j)] = routing.addresses
+                    pending[add] = onward(Inner.MEMORY.at(j), output_TD.reshape(normed_BSD.shape))
             if i in pending:
                 x_BSD = x_BSD + pending.pop(i)
-        hidden.append(self.ln_f(x_BSD))
         head_XD = self.wte.weight if self.ff_out is None else self.ff_out.weight
-        logits_BSX = nn.functional.linear(onward(f"hidden.{len(self.blocks)}", hidden[-1]), head_XD)
+        last_BSD = onward(Inner.HIDDEN.at(len(self.blocks)), self.ln_f(x_BSD))
+        logits_BSX = nn.functional.linear(last_BSD, head_XD)
         if self.config.logits_scale != 1.0:
             logits_BSX = logits_BSX * self.config.logits_scale
-        layers = range(len(routing))
-        return ModelOutput(
-            logits_BSX,
-            present,
-            hidden,
-            [routing[j] for j in layers],
-            router_logits,
-            normed,
-            attention,
-            ffn,
-            [memory[j] for j in layers],
-        )
+        return ModelOutput(logits_BSX, present, {name: inner[name] for name in inner_names(self.config)})
 
 
 class Block(nn.Module):

@@ -18,7 +18,8 @@ from umv2_export.config import TABLES, count_parameters
 from umv2_export.dtypes import dtype_name, torch_dtype
 from umv2_export.errors import InvalidRequest, Unsupported
 from umv2_export.files import HashedFile, atomic_directory, file_sha256, require_free_space, tensor_bytes
-from umv2_export.model.folded import TableLayout
+from umv2_export.interface import graph_inputs, graph_outputs
+from umv2_export.layout import TableLayout
 from umv2_export.onnx.fold import FoldedTensor, fold_checkpoint
 from umv2_export.onnx.minimum import minimum_onnxruntime
 from umv2_export.onnx.passes import (
@@ -29,9 +30,9 @@ from umv2_export.onnx.passes import (
     simplify,
     type_constants,
 )
-from umv2_export.onnx.trace import op_signatures, trace
+from umv2_export.onnx.signatures import op_signatures
+from umv2_export.onnx.trace import trace
 from umv2_export.progress import Tracker, silent
-from umv2_export.signature import input_names, output_names
 from umv2_export.tokenizer_files import copy_tokenizer_files
 
 __all__ = ["MAX_OPSET", "MIN_OPSET", "ExportOptions", "ExportPlan", "ExportResult", "export_bundle", "plan_export"]
@@ -314,8 +315,8 @@ def _manifest(plan: ExportPlan, model: ir.Model, hashes: dict[str, tuple[int, st
             "rows_per_shard": layout.rows_per_shard,
             "shards": layout.shards,
         },
-        inputs=[_describe(values[name]) for name in input_names(config)],
-        outputs=[_describe(values[name]) for name in output_names(config)],
+        inputs=[_describe(values[value.name]) for value in graph_inputs(config, options.dtype)],
+        outputs=[_describe(values[value.name]) for value in graph_outputs(config, options.dtype)],
         logits_columns={"size": config.embedding_size, "is": "embedding_size", "vocab_size": config.vocab_size},
         parameters=count_parameters(config).as_dict(),
         bytes=kinds,

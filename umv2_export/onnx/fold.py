@@ -15,7 +15,8 @@ from umv2_export.checkpoint import Checkpoint
 from umv2_export.config import ModelConfig
 from umv2_export.dtypes import dtype_name
 from umv2_export.errors import InputRejected
-from umv2_export.model.folded import KeyMatrix, TableLayout, key_matrices, used_chunks
+from umv2_export.layout import TableLayout
+from umv2_export.model.folded import KeyMatrix, key_matrices, used_chunks
 from umv2_export.model.memory import adding_tucker, folded_keys
 
 __all__ = ["FoldedTensor", "Kind", "fold_checkpoint"]

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from umv2_export.bundle import Bundle
+from umv2_export.interface import Inner
 from umv2_export.parity.cases import Case
 from umv2_export.runtimes.base import Array
 
@@ -79,7 +80,7 @@ class Reached:
         self._tokens[ids[ids < len(self._tokens)]] = True
         memory = self._config.memory
         for j in range(memory.layers):
-            addresses_TK = probes[f"addresses.{j}"][real]
+            addresses_TK = probes[Inner.ADDRESSES.at(j)][real]
             rows_TK = self._mapped(j, "address_map", addresses_TK)
             self._layer_rows[j][rows_TK] = True
             self._rows[j if self._per_layer else 0][rows_TK] = True
@@ -91,7 +92,7 @@ class Reached:
                 self._blocks[j, self._mapped(j, "group_map", addresses_TK)] = True
         if self._config.experts is not None:
             for i in range(self._config.num_layers):
-                logits = probes[f"router_logits.{i}"][real]
+                logits = probes[Inner.ROUTER_LOGITS.at(i)][real]
                 chosen = np.argsort(-logits, axis=1, kind="stable")[:, : self._config.experts.topk]
                 self._experts[i, chosen] = True
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from umv2_export.dtypes import torch_dtype
+from umv2_export.interface import LOGITS, Inner, named_cache
 from umv2_export.parity.cases import Case
 from umv2_export.parity.compare import SMALLEST_STEP, UNIT_ROUNDOFF, Tolerance, root_mean_square
 from umv2_export.parity.routing import retrieval_problems
@@ -49,7 +50,7 @@ MAX_FACTOR = 10.0
 LEAST_MEDIAN = 0.05
 
 # What the reference needs to see of a runtime: a part begins at one of these.
-_INPUTS = ("hidden.", "normed.", "router_logits.", "addresses.")
+_INPUTS = (Inner.HIDDEN, Inner.NORMED, Inner.ROUTER_LOGITS, Inner.ADDRESSES)
 
 # Between two logits that are equal: above the steps of a softmax in fp32, below those of logits in fp16.
 _TIE_STEP = 1e-6
@@ -60,7 +61,7 @@ class PartCheck:
     """One part, in the call in which it was worst.
 
     Attributes:
-        runtime, part, case: what was compared; names as in `umv2_export.onnx.trace.probe_names`.
+        runtime, part, case: what was compared; names as in `umv2_export.interface.probe_names`.
         status: pass or fail.
         rms, median, maximum: of the errors, relative to the RMS (median: to the median) of the part's output; None
             where a value is not finite, or nothing is measured.
@@ -106,7 +107,7 @@ def compare_parts(
         checks, and names of inner values that the runtime does not show; without the inputs of parts, no checks.
     """
     hidden = [name for name in expected.probes if name not in actual.probes]
-    if any(name.startswith(_INPUTS) for name in hidden):
+    if any(Inner.of(name) in _INPUTS for name in hidden):
         return [], hidden
     problems = unusable(reference, expected.probes, actual.probes)
     if problems:
@@ -146,10 +147,11 @@ def compare_parts(
             checks[name] = _compare(runtime, name, case, theirs[name], ours[name], moved, dtype)
     wrong = retrieval_problems(reference.model, actual.probes, case.real_tokens.ravel())
     for j in range(reference.model.config.memory.layers):
-        checks[f"addresses.{j}"] = (
-            _failed(runtime, f"addresses.{j}", case, wrong[j])
+        name = Inner.ADDRESSES.at(j)
+        checks[name] = (
+            _failed(runtime, name, case, wrong[j])
             if j in wrong
-            else PartCheck(runtime, f"addresses.{j}", case.name, "pass", None, None, None, None, 0.0)
+            else PartCheck(runtime, name, case.name, "pass", None, None, None, None, 0.0)
         )
     return list(checks.values()), hidden
 
@@ -173,11 +175,13 @@ def unusable(reference: TorchRuntime, expected: Mapping[str, Array], actual: Map
             problems[name] = f"has shape {list(value.shape)}, the model's is {list(expected[name].shape)}"
         elif not np.isfinite(value).all():
             problems[name] = "NaN or infinity"
-        elif (
-            name.startswith("addresses.") and value.size and not 0 <= value.min() <= value.max() < memory.stored_side**2
-        ):
+        elif Inner.of(name) is Inner.ADDRESSES and not _exist(value, memory.stored_side**2):
             problems[name] = f"addresses from {value.min()} to {value.max()}, the layer has {memory.stored_side**2}"
     return problems
+
+
+def _exist(addresses: Array, count: int) -> bool:
+    return not addresses.size or 0 <= addresses.min() <= addresses.max() < count
 
 
 def routing_of(
@@ -194,16 +198,16 @@ def routing_of(
         probes: of the runtime.
         unrounded: part equal logits by what they were before rounding, not by their index.
     """
-    addresses = [probes[f"addresses.{j}"].astype(np.int64) for j in range(reference.model.config.memory.layers)]
+    addresses = [probes[Inner.ADDRESSES.at(j)].astype(np.int64) for j in range(reference.model.config.memory.layers)]
     routers = {}
     for i, block in enumerate(cast("Iterable[Block]", reference.model.transformer.blocks)):
         if block.router is not None:
-            logits_TE = probes[f"router_logits.{i}"].astype(np.float32)
+            logits_TE = probes[Inner.ROUTER_LOGITS.at(i)].astype(np.float32)
             order_TE = np.broadcast_to(-np.arange(logits_TE.shape[1]), logits_TE.shape)
             if unrounded:
-                normed_TD = probes[f"normed.{i}"].reshape(len(logits_TE), -1).astype(np.float32)
+                normed_TD = probes[Inner.NORMED.at(i)].reshape(len(logits_TE), -1).astype(np.float32)
                 order_TE = normed_TD @ block.router.weight.numpy().T
-            routers[f"router_logits.{i}"] = _without_ties(logits_TE, order_TE)
+            routers[Inner.ROUTER_LOGITS.at(i)] = _without_ties(logits_TE, order_TE)
     return addresses, routers
 
 
@@ -225,23 +229,21 @@ def _nudged(given: Mapping[str, Array], layers: int, dtype: str, seed: int) -> d
     return {
         name: value * (1 + rng.choice(steps, value.shape))
         for name, value in given.items()
-        if name.startswith("normed.") or name == f"hidden.{layers}"
+        if Inner.of(name) is Inner.NORMED or name == Inner.HIDDEN.at(layers)
     }
 
 
 def _is_routing(name: str) -> bool:
-    return name.startswith(("addresses.", "row_scores.", "col_scores."))
+    return Inner.of(name) in (Inner.ADDRESSES, Inner.ROW_SCORES, Inner.COL_SCORES)
 
 
 def _values(case: Case, output: StepOutput) -> dict[str, Array]:
     """Every part's output by name, padding left out."""
     real, attended = case.real_tokens.ravel(), case.step.attention_mask > 0
     values = {name: value.reshape(len(real), -1)[real] for name, value in output.probes.items()}
-    values = {name: value for name, value in values.items() if not name.startswith("addresses.")}
-    for i, pair in enumerate(output.present):
-        for kind, value in zip(("key", "value"), pair, strict=True):
-            values[f"present.{i}.{kind}"] = value.transpose(0, 2, 1, 3)[attended]
-    return values | {"logits": output.logits.reshape(len(real), -1)[real]}
+    values = {name: value for name, value in values.items() if Inner.of(name) is not Inner.ADDRESSES}
+    values |= {name: value.transpose(0, 2, 1, 3)[attended] for name, value in named_cache(output.present).items()}
+    return values | {LOGITS: output.logits.reshape(len(real), -1)[real]}
 
 
 def _compare(

@@ -11,6 +11,7 @@ from typing import cast
 
 import torch
 
+from umv2_export.interface import Inner
 from umv2_export.model import LanguageModel
 from umv2_export.model.memory import MemoryLayer, scores_at
 from umv2_export.ops import tucker_topk
@@ -80,8 +81,8 @@ def judge_routing(
         topk = (layer.memory.row_topk, layer.memory.topk)
         ours, theirs = _Scores(reference, j, u, v, cores, topk), _Scores(runtime, j, u, v, cores, topk)
         problem = problem or _score_problem(j, ours, theirs, tolerance, real_tokens, rounded)
-        problem = problem or _retrieval_problem(j, theirs, runtime[f"addresses.{j}"], real_tokens)
-        swaps += _layer_swaps(j, ours, theirs, runtime[f"addresses.{j}"], real_tokens)
+        problem = problem or _retrieval_problem(j, theirs, runtime[Inner.ADDRESSES.at(j)], real_tokens)
+        swaps += _layer_swaps(j, ours, theirs, runtime[Inner.ADDRESSES.at(j)], real_tokens)
     return swaps, problem
 
 
@@ -95,9 +96,9 @@ def retrieval_problems(model: LanguageModel, probes: Mapping[str, Array], real_t
     """
     found = {}
     for j, layer in enumerate(cast("Iterable[MemoryLayer]", model.transformer.mem_blocks)):
-        if f"row_scores.{j}" in probes and f"col_scores.{j}" in probes:
+        if Inner.ROW_SCORES.at(j) in probes and Inner.COL_SCORES.at(j) in probes:
             scores = _Scores(probes, j, *layer.tucker(), (layer.memory.row_topk, layer.memory.topk))
-            problem = _retrieval_problem(j, scores, probes[f"addresses.{j}"], real_tokens)
+            problem = _retrieval_problem(j, scores, probes[Inner.ADDRESSES.at(j)], real_tokens)
             if problem is not None:
                 found[j] = problem
     return found
@@ -117,7 +118,7 @@ class _Scores:
     ) -> None:
         self.row_topk = topk[0]
         u, v, cores = u.cpu(), v.cpu(), cores.cpu()
-        row, col = (torch.from_numpy(probes[f"{side}_scores.{layer}"]).float() for side in ("row", "col"))
+        row, col = (torch.from_numpy(probes[kind.at(layer)]).float() for kind in (Inner.ROW_SCORES, Inner.COL_SCORES))
         self.keys = (row, col)
         self.merged_THN = [(keys * vector[:, None]).sum(-1) for keys, vector in zip(self.keys, (u, v), strict=True)]
         self.cores = cores
@@ -170,7 +171,7 @@ def _score_problem(
     rounded: Mapping[str, Array] | None,
 ) -> str | None:
     real = torch.from_numpy(real_tokens)
-    names = (f"row_scores.{j}", f"col_scores.{j}")
+    names = (Inner.ROW_SCORES.at(j), Inner.COL_SCORES.at(j))
     for side, name, mine, other in zip(("row", "column"), names, ours.keys, theirs.keys, strict=True):
         error = float((mine - other)[real].abs().max())
         allowed = max(SCORE_REORDERING, tolerance.relative_rounding) * root_mean_square(mine[real].numpy())

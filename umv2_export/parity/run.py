@@ -10,6 +10,7 @@ from umv2_export.bundle import Bundle
 from umv2_export.checkpoint import Checkpoint
 from umv2_export.config import ModelConfig
 from umv2_export.errors import InvalidRequest
+from umv2_export.interface import LOGITS, Inner, named_cache
 from umv2_export.names import BUILD_RUNTIMES
 from umv2_export.parity.cases import Case, parity_cases
 from umv2_export.parity.compare import Check, Difference, Tolerance, root_mean_square, worst
@@ -161,12 +162,8 @@ def _outputs(case: Case, output: StepOutput) -> dict[str, dict[str, Array]]:
     Tensor by tensor, because each is judged by its own size: keys are normalised, values are not.
     """
     attended = case.step.attention_mask > 0
-    cache = {
-        f"present.{i}.{kind}": tensor.transpose(0, 2, 1, 3)[attended]
-        for i, pair in enumerate(output.present)
-        for kind, tensor in zip(("key", "value"), pair, strict=True)
-    }
-    return {"logits": {"logits": output.logits[case.real_tokens]}, "present": cache}
+    cache = {name: tensor.transpose(0, 2, 1, 3)[attended] for name, tensor in named_cache(output.present).items()}
+    return {LOGITS: {LOGITS: output.logits[case.real_tokens]}, "present": cache}
 
 
 def _differences(
@@ -196,7 +193,7 @@ def _checks(
     for output, references in ours.items():
         found, required = _differences(references, theirs[output], tolerance)
         agreement = None
-        if output == "logits" and theirs[output][output].shape == references[output].shape:
+        if output == LOGITS and theirs[output][output].shape == references[output].shape:
             sides = (theirs[output][output], references[output])
             best = [array[:, : config.vocab_size].argmax(-1) for array in sides]
             agreement = float(np.mean(best[0] == best[1]))
@@ -242,9 +239,9 @@ def _reconsider(
         return None
     # Without the outputs of parts: the rows must be those of the plain run, so nothing may be fused otherwise.
     actual = runtime.run(case.step, probe=True)
-    layers = range(reference.model.config.memory.layers)
-    routers = [name for name in expected.probes if name.startswith("router_logits.")]
-    if not all(name in actual.probes for name in (*(f"addresses.{j}" for j in layers), *routers)):
+    routers = [name for name in expected.probes if Inner.of(name) is Inner.ROUTER_LOGITS]
+    addresses = [name for name in expected.probes if Inner.of(name) is Inner.ADDRESSES]
+    if not all(name in actual.probes for name in (*addresses, *routers)):
         for check in checks:
             if check.status == "fail":
                 check.note = (
@@ -369,7 +366,7 @@ def _layers(
     name: str, case: Case, expected: StepOutput, actual: StepOutput, tolerance: Tolerance, config: ModelConfig
 ) -> Iterator[LayerDifference]:
     for layer in range(config.num_layers + 1):
-        key = f"hidden.{layer}"
+        key = Inner.HIDDEN.at(layer)
         if key not in actual.probes:
             return
         reference = expected.probes[key][case.real_tokens]

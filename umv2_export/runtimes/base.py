@@ -57,7 +57,7 @@ class StepOutput:
     Attributes:
         logits: fp32 [B, S, columns].
         present: cache of length past + S, in fp32.
-        probes: inner values by the names of `umv2_export.onnx.trace.inner_names`, where they were asked for; an
+        probes: inner values by the names of `umv2_export.interface.inner_names`, where they were asked for; an
             engine has none.
     """
 
@@ -96,7 +96,7 @@ class ShowsParts(Protocol):
     """A runtime that shows what each part puts out."""
 
     def run_parts(self, step: StepInput) -> StepOutput:
-        """One forward; its probes are all of `umv2_export.onnx.trace.inner_names` that there are.
+        """One forward; its probes are all of `umv2_export.interface.inner_names` that there are.
 
         ONNX Runtime then fuses less: in 16 bits its outputs are not bit by bit those of `run`. With the probes of `run`
         they are, measured on three models.

@@ -14,9 +14,9 @@ from torch.utils.dlpack import from_dlpack
 from umv2_export import cuda_library, native_library
 from umv2_export.bundle import Bundle
 from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest, Unsupported
+from umv2_export.interface import LOGITS, cache_of, feed, graph_inputs, inner_names, probe_names
 from umv2_export.memory import anonymous_memory, available_bytes
 from umv2_export.onnx.minimum import PROBES_ONNXRUNTIME
-from umv2_export.onnx.trace import inner_names, probe_names
 from umv2_export.runtimes import cuda
 from umv2_export.runtimes.base import Array, StepInput, StepOutput, require_runtime
 from umv2_export.runtimes.external_data import session_source
@@ -50,7 +50,7 @@ _SETUPS = {
     "onnxruntime-cuda": _Setup(cuda.PROVIDER, cuda.PROVIDER_OPTIONS, cuda_library),
 }
 
-_NUMPY_DTYPES = {"int64": np.int64, "fp32": np.float32, "fp16": np.float16}
+_NUMPY_DTYPES = {"int64": np.int64, "float": np.float32, "float16": np.float16}
 
 
 class OnnxRuntime:
@@ -74,6 +74,7 @@ class OnnxRuntime:
         self.name = name
         self._setup = _SETUPS[name]
         self._bundle = bundle
+        self._dtypes = {value.name: value.dtype for value in graph_inputs(bundle.config, bundle.manifest.dtype)}
         self._refuse_what_it_cannot_run(preload=preload)
         bundle.graph()  # its external data lies in the files of the manifest
         require_runtime(name, bundle.manifest.min_onnxruntime, where=bundle.path)
@@ -106,14 +107,11 @@ class OnnxRuntime:
         key = tuple(shown)
         if key not in self._sessions:
             self._sessions[key] = self._open(self._graph_with_probes(shown))
-        dtype = self._bundle.manifest.dtype
-        feed = {"input_ids": _value(step.input_ids, "int64"), "attention_mask": _value(step.attention_mask, "int64")}
-        for i, (keys, values) in enumerate(step.past):
-            feed[f"past_key_values.{i}.key"] = _value(keys, dtype)
-            feed[f"past_key_values.{i}.value"] = _value(values, dtype)
+        arrays = feed(step.input_ids, step.attention_mask, step.past)
+        inputs = {name: _value(array, self._dtypes[name]) for name, array in arrays.items()}
         session = self._sessions[key]
         try:
-            results = session.run_with_ort_values(None, feed)
+            results = session.run_with_ort_values(None, inputs)
         except Exception as error:  # its exception classes share no base but Exception
             raise InputRejected(
                 "ONNX Runtime cannot run the graph", where=self._bundle.model_file, why=str(error).strip()
@@ -121,11 +119,10 @@ class OnnxRuntime:
         names = [output.name for output in session.get_outputs()]
         outputs = {name: _array(result) for name, result in zip(names, results, strict=True)}
         present = [
-            (outputs[f"present.{i}.key"].astype(np.float32), outputs[f"present.{i}.value"].astype(np.float32))
-            for i in range(len(step.past))
+            (keys.astype(np.float32), values.astype(np.float32)) for keys, values in cache_of(outputs, len(step.past))
         ]
         probes = {name: outputs[name] for name in shown if name in outputs}
-        return StepOutput(outputs["logits"].astype(np.float32, copy=False), present, probes)
+        return StepOutput(outputs[LOGITS].astype(np.float32, copy=False), present, probes)
 
     def _refuse_what_it_cannot_run(self, *, preload: bool) -> None:
         bundle, setup = self._bundle, self._setup
@@ -188,10 +185,10 @@ class OnnxRuntime:
 
 
 def _value(array: Array, dtype: str) -> Any:
-    """An array in a dtype, as ONNX Runtime takes it: of bf16 the bits."""
+    """An array in a dtype of the graph, as ONNX Runtime takes it: of bf16 the bits."""
     import onnxruntime  # noqa: PLC0415 - an optional package
 
-    if dtype == "bf16":
+    if dtype == "bfloat16":
         bits = np.ascontiguousarray(array, ml_dtypes.bfloat16).view(np.uint16)
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, onnx.TensorProto.BFLOAT16)
     return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array, _NUMPY_DTYPES[dtype]))

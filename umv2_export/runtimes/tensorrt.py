@@ -22,6 +22,7 @@ from umv2_export.engines.worker_load import load_engine
 from umv2_export.errors import BuildFailed, EnvironmentUnfit, InputRejected, InvalidRequest, Umv2Error, shown
 from umv2_export.files import file_sha256
 from umv2_export.gpu import driver
+from umv2_export.interface import ATTENTION_MASK, INPUT_IDS, LOGITS, cache_of, feed
 from umv2_export.progress import silent
 from umv2_export.runtimes.base import Array, EngineChoice, StepInput, StepOutput
 from umv2_export.terminal import echo
@@ -127,9 +128,7 @@ class TensorRtRuntime:
             InputRejected: the library refuses to run the engine.
             EnvironmentUnfit: the GPU has too little memory, or failed.
         """
-        inputs = {"input_ids": step.input_ids, "attention_mask": step.attention_mask}
-        for i, (keys, values) in enumerate(step.past):
-            inputs |= {f"past_key_values.{i}.key": keys, f"past_key_values.{i}.value": values}
+        inputs = feed(step.input_ids, step.attention_mask, step.past)
         shapes = self._set_shapes({name: array.shape for name, array in inputs.items()})
         with self._device.scope():
             addresses = {name: self._device.upload(_bytes(array, self._dtypes[name])) for name, array in inputs.items()}
@@ -143,8 +142,7 @@ class TensorRtRuntime:
                 name: _array(self._device.download(addresses[name], self._size(name, shape)), self._dtypes[name], shape)
                 for name, shape in shapes.items()
             }
-        present = [(outputs[f"present.{i}.key"], outputs[f"present.{i}.value"]) for i in range(len(step.past))]
-        return StepOutput(outputs["logits"], present)
+        return StepOutput(outputs[LOGITS], cache_of(outputs, len(step.past)))
 
     def _set_shapes(self, shapes: Shapes) -> Shapes:
         """Take the profile that holds the shapes of the inputs, and tell the engine of them; shapes of the outputs."""
@@ -172,8 +170,8 @@ class TensorRtRuntime:
             if misfits[index] is None:
                 return index
         raise InvalidRequest(
-            f"no profile of the engine holds input_ids {_text(shapes['input_ids'])} with attention_mask "
-            f"{_text(shapes['attention_mask'])}",
+            f"no profile of the engine holds {INPUT_IDS} {_text(shapes[INPUT_IDS])} with {ATTENTION_MASK} "
+            f"{_text(shapes[ATTENTION_MASK])}",
             where=self._engine_folder,
             why="; ".join(misfit for misfit in misfits if misfit is not None),
             fix="build an engine with wider --min-shapes and --max-shapes",

@@ -126,20 +126,12 @@ class TorchRuntime:
     def _output(self, output: ModelOutput, probe: bool) -> StepOutput:
         # Under autocast some are in 16 bits.
         present: Cache = [(_array(keys), _array(values)) for keys, values in output.present]
-        probes: dict[str, Array] = {}
-        if probe:
-            probes |= {f"hidden.{i}": _array(hidden) for i, hidden in enumerate(output.hidden)}
-            for j, routing in enumerate(output.routing):
-                scores = {"row_scores": routing.row_scores, "col_scores": routing.col_scores}
-                probes |= {f"{name}.{j}": _array(value) for name, value in scores.items()}
-                probes[f"addresses.{j}"] = routing.addresses.cpu().numpy()
-            for kind in ("normed", "router_logits", "attention", "ffn", "memory"):
-                probes |= {f"{kind}.{i}": _array(value) for i, value in enumerate(getattr(output, kind))}
+        probes = {name: _array(value) for name, value in (output.inner.items() if probe else ())}
         return StepOutput(_array(output.logits), present, probes)
 
 
 def _array(tensor: torch.Tensor) -> Array:
-    return tensor.float().cpu().numpy()
+    return (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
 
 
 def require_same_model(bundle: Bundle, checkpoint: Checkpoint) -> None:

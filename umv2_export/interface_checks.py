@@ -1,4 +1,4 @@
-"""Inputs and outputs of an exported graph: what the configuration says, what the manifest says, what the graph has."""
+"""Inputs and outputs of an exported graph: what the interface says, what the manifest says, what the graph has."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,26 +8,11 @@ import onnx
 
 from umv2_export.config import ModelConfig
 from umv2_export.errors import InputRejected, shown
+from umv2_export.interface import graph_inputs, graph_outputs
 
-__all__ = ["check_graph_values", "check_manifest_values", "describe_value", "input_names", "output_names"]
+__all__ = ["check_graph_values", "check_manifest_values", "describe_value"]
 
 Value = Mapping[str, Any]
-
-_FLOATS = {"fp32": "float", "fp16": "float16", "bf16": "bfloat16"}
-
-
-def input_names(config: ModelConfig) -> list[str]:
-    """Inputs of the graph, in order."""
-    return ["input_ids", "attention_mask", *_cache_names(config, "past_key_values")]
-
-
-def output_names(config: ModelConfig) -> list[str]:
-    """Outputs of the graph, in order."""
-    return ["logits", *_cache_names(config, "present")]
-
-
-def _cache_names(config: ModelConfig, prefix: str) -> list[str]:
-    return [f"{prefix}.{i}.{kind}" for i in range(config.num_layers) for kind in ("key", "value")]
 
 
 def check_manifest_values(
@@ -45,25 +30,22 @@ def check_manifest_values(
     Raises:
         InputRejected: they differ.
     """
-    cache = (None, config.kv_heads, None, config.head_size)
-    axes: dict[str, tuple[int | None, ...]] = {
-        "input_ids": (None, None),
-        "attention_mask": (None, None),
-        "logits": (None, None, config.embedding_size),
-    }
-    elements = {"input_ids": "int64", "attention_mask": "int64", "logits": "float"}
-    for kind, values, names in (("inputs", inputs, input_names(config)), ("outputs", outputs, output_names(config))):
-        if [value["name"] for value in values] != names:
+    for kind, values, expected in (
+        ("inputs", inputs, graph_inputs(config, dtype)),
+        ("outputs", outputs, graph_outputs(config, dtype)),
+    ):
+        if [value["name"] for value in values] != [value.name for value in expected]:
             raise InputRejected(f"field {kind!r} does not name the {kind} of the model", where=where)
-        for value in values:
-            name, found = value["name"], value["axes"]
-            wanted = axes.get(name, cache)
-            element = elements.get(name, _FLOATS[dtype])
-            fits = [isinstance(a, str) if size is None else a == size for a, size in zip(found, wanted, strict=False)]
-            if value["dtype"] != element or len(found) != len(wanted) or not all(fits):
+        for value, wanted in zip(values, expected, strict=True):
+            found = value["axes"]
+            fits = [
+                isinstance(axis, str) if isinstance(size, str) else axis == size
+                for axis, size in zip(found, wanted.axes, strict=False)
+            ]
+            if value["dtype"] != wanted.dtype or len(found) != len(wanted.axes) or not all(fits):
                 raise InputRejected(
-                    f"field {kind!r}: {name} is {shown(value['dtype'])} {shown(found)}, the model's is {element} "
-                    f"{['any' if size is None else size for size in wanted]}",
+                    f"field {kind!r}: {wanted.name} is {shown(value['dtype'])} {shown(found)}, the model's is "
+                    f"{wanted.dtype} {['any' if isinstance(size, str) else size for size in wanted.axes]}",
                     where=where,
                 )
 
