@@ -111,8 +111,8 @@ def test_what_is_named_of_the_module_is_in_it(module: ModuleType, stubs: ast.Mod
 def test_our_python_plugins_are_registered_as_the_stand_in_registers_its_own() -> None:
     tree = ast.parse(STAND_IN.read_text(encoding="utf-8"))
     [ours] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "_register_plugins"]
-    quick = importlib.import_module("umv2_export.plugins.tensorrt.quick")
-    parameters = inspect.signature(quick.register_plugins).parameters.values()
+    plugins = importlib.import_module("umv2_export.plugins.tensorrt.python_plugins")
+    parameters = inspect.signature(plugins.register_plugins).parameters.values()
     assert [argument.arg for argument in ours.args.args] == [
         p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD
     ]

@@ -16,6 +16,8 @@ from umv2_export.engines.graph import read_graph
 from umv2_export.engines.loading import check_card
 from umv2_export.engines.manifest import read_engine
 from umv2_export.engines.plugins import PLUGIN_OPS
+from umv2_export.engines.tensorrt_package import require_tensorrt
+from umv2_export.errors import EnvironmentUnfit
 from umv2_export.gpu import driver
 
 Exported = Callable[..., tuple[Path, dict[str, Any]]]
@@ -341,3 +343,22 @@ def test_people_are_told_of_a_plugin_library_only_where_the_engine_does_not_brin
         assert ("the plugin library must be loaded before it" in told) is not brings
         assert ("it brings its plugin library" in told) is brings
     assert "float values of it have the graph's dtypes" in told
+
+
+def test_without_tensorrt_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(EnvironmentUnfit, match="TensorRT is not installed") as caught:
+        require_tensorrt()
+    assert caught.value.fix is not None
+    assert "tensorrt" in caught.value.fix
+
+
+def test_types_of_tensorrt_alone_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # What tensorrt-stubs installs: a folder with a .pyi alone.
+    (tmp_path / "tensorrt").mkdir()
+    (tmp_path / "tensorrt" / "__init__.pyi").touch()
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with pytest.raises(EnvironmentUnfit, match="TensorRT is not installed") as caught:
+        require_tensorrt()
+    assert "tensorrt-stubs" in str(caught.value.why)

@@ -50,11 +50,11 @@ class Creator(trt.IPluginCreatorV3One):
                 found[field.name] = field.data.tobytes().decode("utf-8")
             else:
                 found[field.name] = int(field.data[0])
-        sys.modules["tensorrt"], sys.modules["tensorrt.plugin"], plugins = stand_in()
-        from umv2_export.plugins.tensorrt.quick import register_plugins
+        tensorrt, sys.modules["tensorrt.plugin"], plugins = stand_in()
+        from umv2_export.plugins.tensorrt.python_plugins import register_plugins
         from tests.gpu.made_up import made_up_folder
         names = ["indices", "scores", "query", "rows_0"]
-        register_plugins(made_up_folder(Path(sys.argv[3]), []), allow_jit=True, lookup_inputs=names)
+        register_plugins(tensorrt, made_up_folder(Path(sys.argv[3]), []), allow_jit=True, lookup_inputs=names)
         width = found["pre_value_dim"] + 40
         shapes = ((3, 8), (3, 8, 2), (3, 6), (9, width))
         inputs = [TensorDesc([Expression(size) for size in shape], DataType.FLOAT) for shape in shapes]

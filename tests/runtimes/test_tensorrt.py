@@ -66,7 +66,8 @@ def machine(
 ) -> Iterator[Machine]:
     monkeypatch.setattr(driver, "LIBRARY", str(build_stand_in() / "libcuda.so.1"))
     driver._library.cache_clear()
-    monkeypatch.setitem(sys.modules, "umv2_export.plugins.tensorrt.quick", sys.modules["tensorrt"]._QUICK)
+    plugins: Any = sys.modules["tensorrt"]._PYTHON_PLUGINS
+    monkeypatch.setitem(sys.modules, plugins.__name__, plugins)
     yield Machine(stand_in, *kept)
     driver._library.cache_clear()
 

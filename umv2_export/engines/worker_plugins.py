@@ -1,6 +1,5 @@
 """Plugins, as a worker registers them before it parses a graph or loads an engine."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,10 @@ def load_plugins(trt: Any, plugins: dict[str, Any]) -> None:
     registry = trt.get_plugin_registry()
     library = plugins["library"]
     if library is None:
-        # It imports TensorRT, and asks Triton for what is not compiled ahead of time.
-        quick = importlib.import_module("umv2_export.plugins.tensorrt.quick")
-        quick.register_plugins(
-            Path(plugins["kernels"]), allow_jit=plugins["allow_jit"], lookup_inputs=plugins["lookup_inputs"]
+        from umv2_export.plugins.tensorrt.python_plugins import register_plugins  # noqa: PLC0415 - imports torch
+
+        register_plugins(
+            trt, Path(plugins["kernels"]), allow_jit=plugins["allow_jit"], lookup_inputs=plugins["lookup_inputs"]
         )
     elif registry.load_library(library) is None:
         raise EnvironmentUnfit(
