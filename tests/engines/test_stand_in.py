@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 
 from tests.engines.conftest import STAND_IN
-from umv2_export.engines import worker_build, worker_load, worker_plugins, worker_refit
+from umv2_export.engines import tasks
 from umv2_export.runtimes import tensorrt as runtime
 
 Members = dict[str, list[list[str]]]
@@ -95,7 +95,7 @@ def test_every_function_of_the_stand_in_is_one_of_tensorrt(stubs: ast.Module) ->
     assert ours <= theirs
 
 
-@pytest.mark.parametrize("module", [worker_build, worker_load, worker_plugins, worker_refit, runtime])
+@pytest.mark.parametrize("module", [tasks, runtime])
 def test_what_is_named_of_the_module_is_in_it(module: ModuleType, stubs: ast.Module) -> None:
     source = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
     named = {
