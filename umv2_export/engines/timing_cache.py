@@ -5,13 +5,14 @@ and GPU that it was measured with.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 from umv2_export.errors import InputRejected, shown
 from umv2_export.files import read_json, write_atomically
@@ -103,10 +104,14 @@ def open_timing_cache(
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep other builds out of the caches of a folder: a file and its record change together."""
+    """Keep other builds out of the caches of a folder: a file and its record change together.
+
+    The folder itself is locked. A `FileLock` leaves a file beside the cache, and refuses (PermissionError) a cache in a
+    folder that cannot be written, which --require-timing-cache only reads.
+    """
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_descriptor(lock)
         yield
     finally:
         os.close(lock)
