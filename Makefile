@@ -55,7 +55,7 @@ bench: $(STAMP)
 
 # What takes a GPU: writes docs/gpu-results.md.
 gpu: $(STAMP)
-	$(BIN)/python -m samples.gpu.report
+	$(BIN)/python -m benchmarks.report
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

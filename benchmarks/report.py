@@ -1,4 +1,4 @@
-"""Everything that takes a GPU, in one run: `make gpu`, or `python -m samples.gpu.report`.
+"""Everything that takes a GPU, in one run: `make gpu`, or `python -m benchmarks.report`.
 
 Runs the tests that a GPU alone can run in full (kernels, launches of the compiled PTX and cubin, the harness of the
 TensorRT plugin), counts bytes with ncu, times lookups and layers beside their peers, and writes docs/gpu-results.md.
@@ -15,14 +15,14 @@ from pathlib import Path
 import click
 import torch
 
-from samples.gpu import dram
-from samples.gpu.contenders import Comparison, compare_layers, compare_lookups
-from samples.gpu.forms import LOOKUPS, compare_lookup_forms, compare_topk_forms
+from benchmarks import dram
+from benchmarks.forms import LOOKUPS, compare_lookup_forms, compare_topk_forms
+from benchmarks.peers import Comparison, compare_layers, compare_lookups
 from umv2_export import __version__
 from umv2_export.errors import CheckFailed, EnvironmentUnfit, Umv2Error
 from umv2_export.presets import PRESETS
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("tests/kernels/test_triton_kernels.py", "tests/gpu", "tests/plugins")
 
 TABLE_BYTES = 8 * 2**30
