@@ -53,9 +53,11 @@ bench: $(STAMP)
 	$(BIN)/umv2-export bench-op
 	$(BIN)/python samples/03_traffic_at_scale.py
 
-# What takes a GPU: writes docs/gpu-results.md.
+# What takes a GPU: measures, writes docs/gpu-results.md, and runs the tests that a GPU alone can run in full (kernels,
+# launches of the compiled PTX and cubin, the harness of the TensorRT plugin). Without one it ends at once.
 gpu: $(STAMP)
-	$(BIN)/python -m samples.gpu.report
+	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m pytest -q -rs tests/kernels/test_triton_kernels.py tests/gpu tests/plugins
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

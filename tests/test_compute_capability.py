@@ -3,9 +3,8 @@
 import pytest
 
 from umv2_export.compute_capability import parse_compute_capabilities
-from umv2_export.engines import checks
+from umv2_export.engines.backends import BACKENDS
 from umv2_export.errors import InvalidRequest, Unsupported
-from umv2_export.gpu import ahead_of_time
 
 KNOWN = ("8.0", "8.6", "12.0")
 
@@ -27,6 +26,6 @@ def test_what_is_none_is_a_mistake(text: str) -> None:
         parse_compute_capabilities(text, KNOWN, "a compiler")
 
 
-@pytest.mark.parametrize("known", [checks.ARCHITECTURES, tuple(ahead_of_time.ARCHITECTURES)])
+@pytest.mark.parametrize("known", [tuple(backend.architectures) for backend in BACKENDS.values()])
 def test_each_compiler_takes_what_the_messages_propose(known: tuple[str, ...]) -> None:
     assert parse_compute_capabilities(",".join(known), known, "a compiler") == known

@@ -122,10 +122,9 @@ def _runs_engines(runtime: str) -> bool:
     """There is a GPU, and the library that runs engines of this runtime loads."""
     try:
         compute_capability()
-        from umv2_export.engines.loading import require_library  # noqa: PLC0415 - imports torch
-        from umv2_export.engines.plan import LIBRARIES  # noqa: PLC0415 - likewise
+        from umv2_export.engines.backends import BACKENDS  # noqa: PLC0415 - imports torch
 
-        require_library(LIBRARIES[runtime])
+        BACKENDS[runtime].load()
     except EnvironmentUnfit:
         return False
     return True

@@ -1,6 +1,6 @@
 """What the plugins ask of `tensorrt.plugin`, declared anew: it has no types, and is seldom at hand where it is checked.
 
-`quick` relies on the following, which was read and never tried against TensorRT itself:
+`python_plugins` relies on the following, which was read and never tried against TensorRT itself:
 
 - `register`, `autotune`, `aot_impl` and `impl` are decorators of functions that they inspect. Inputs come first, by
   name; attributes follow, under their names in the ONNX node; then `outputs`, and `tactic` or `stream`. Parameters are

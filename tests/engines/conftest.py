@@ -69,10 +69,9 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    quick = "umv2_export.plugins.tensorrt.quick"
     with monkeypatch.context() as scope:
         # It puts plugins of its own in the place of ours, in the worker only.
-        scope.setitem(sys.modules, quick, module)
+        scope.setitem(sys.modules, "umv2_export.plugins.tensorrt.python_plugins", module)
         spec.loader.exec_module(module)
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     monkeypatch.setattr(driver, "compute_capability", lambda: "8.9")

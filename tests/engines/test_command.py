@@ -8,7 +8,7 @@ import pytest
 
 from tests.command import run_command
 from umv2_export.commands.build import build
-from umv2_export.engines.checks import ARCHITECTURES, DEFAULT_ARCHITECTURES
+from umv2_export.engines.backends import TENSORRT_RTX
 
 ONE_TOKEN = [part for bound in ("min", "opt", "max") for part in (f"--{bound}-shapes", "input_ids:1x1")]
 
@@ -51,8 +51,8 @@ def test_what_cannot_be_built_is_named_before_the_build(
 def test_the_help_names_the_default_architectures() -> None:
     parameters: list[Any] = build.params
     [option] = [each for each in parameters if each.name == "compute_capability"]
-    assert DEFAULT_ARCHITECTURES in option.help
-    assert all(architecture in option.help for architecture in ARCHITECTURES)
+    assert TENSORRT_RTX.default_architectures in option.help
+    assert all(architecture in option.help for architecture in TENSORRT_RTX.architectures)
 
 
 def test_a_dry_run_builds_nothing(tmp_path: Path, exported: Any) -> None:

@@ -2,13 +2,13 @@
 
 import pytest
 
-from umv2_export.engines.profiles import TensorSpec, plan_profiles
+from umv2_export.engines.profiles import ValueInfo, plan_profiles
 from umv2_export.errors import InputRejected, InvalidRequest
 
 INPUTS = [
-    TensorSpec("input_ids", "int64", ("batch", "sequence")),
-    TensorSpec("attention_mask", "int64", ("batch", "total_sequence")),
-    TensorSpec("past_key_values.0.key", "float", ("batch", 4, "past_sequence", 16)),
+    ValueInfo("input_ids", "int64", ("batch", "sequence")),
+    ValueInfo("attention_mask", "int64", ("batch", "total_sequence")),
+    ValueInfo("past_key_values.0.key", "float", ("batch", 4, "past_sequence", 16)),
 ]
 
 
@@ -93,4 +93,4 @@ def test_a_shape_that_cannot_be_followed_is_named(shapes: dict[str, str], messag
 
 def test_an_axis_that_no_bundle_has_is_rejected() -> None:
     with pytest.raises(InputRejected, match="unknown axis 'frames'"):
-        plan_profiles([TensorSpec("input_ids", "int64", ("batch", "frames"))], 256, {})
+        plan_profiles([ValueInfo("input_ids", "int64", ("batch", "frames"))], 256, {})

@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 
 from tests.engines.conftest import STAND_IN
-from umv2_export.engines import worker_build, worker_load, worker_plugins, worker_refit
+from umv2_export.engines import tasks
 from umv2_export.runtimes import tensorrt as runtime
 
 Members = dict[str, list[list[str]]]
@@ -95,7 +95,7 @@ def test_every_function_of_the_stand_in_is_one_of_tensorrt(stubs: ast.Module) ->
     assert ours <= theirs
 
 
-@pytest.mark.parametrize("module", [worker_build, worker_load, worker_plugins, worker_refit, runtime])
+@pytest.mark.parametrize("module", [tasks, runtime])
 def test_what_is_named_of_the_module_is_in_it(module: ModuleType, stubs: ast.Module) -> None:
     source = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
     named = {
@@ -111,8 +111,8 @@ def test_what_is_named_of_the_module_is_in_it(module: ModuleType, stubs: ast.Mod
 def test_our_python_plugins_are_registered_as_the_stand_in_registers_its_own() -> None:
     tree = ast.parse(STAND_IN.read_text(encoding="utf-8"))
     [ours] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "_register_plugins"]
-    quick = importlib.import_module("umv2_export.plugins.tensorrt.quick")
-    parameters = inspect.signature(quick.register_plugins).parameters.values()
+    plugins = importlib.import_module("umv2_export.plugins.tensorrt.python_plugins")
+    parameters = inspect.signature(plugins.register_plugins).parameters.values()
     assert [argument.arg for argument in ours.args.args] == [
         p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD
     ]

@@ -12,10 +12,10 @@ from tests.command import Result, run_command
 from tests.engines.conftest import StandIn, with_links
 from umv2_export.bundle import Bundle
 from umv2_export.engines import plan as engine_plan
+from umv2_export.engines.backends import TENSORRT, TENSORRT_RTX
 from umv2_export.engines.graph import read_graph
-from umv2_export.engines.loading import check_card
 from umv2_export.engines.manifest import read_engine
-from umv2_export.engines.plugins import PLUGIN_OPS
+from umv2_export.errors import EnvironmentUnfit
 from umv2_export.gpu import driver
 
 Exported = Callable[..., tuple[Path, dict[str, Any]]]
@@ -80,7 +80,7 @@ def test_ops_with_a_plugin_are_nodes_without_a_body_and_all_others_are_expanded(
 
 def test_weights_keep_their_names(bundle: Path) -> None:
     before = {tensor.name for tensor in Bundle(bundle).graph().graph.initializer}
-    assert before <= set(read_graph(Bundle(bundle), "TensorRT", PLUGIN_OPS).model.graph.initializers)
+    assert before <= set(read_graph(Bundle(bundle), TENSORRT).model.graph.initializers)
 
 
 def test_a_bundle_of_standard_ops_takes_no_plugins(exported: Exported, tmp_path: Path, stand_in: StandIn) -> None:
@@ -145,7 +145,7 @@ def test_what_is_said_of_another_architecture_can_be_followed(
         assert refused.exit_code == 4
         assert "leave out --compute-capability and pass --hardware-compatible" in refused.stderr
     built(bundle, tmp_path / "engine", "--hardware-compatible")
-    check_card(read_engine(tmp_path / "engine").manifest, "8.6")
+    TENSORRT.check_card(read_engine(tmp_path / "engine").manifest, "8.6")
 
 
 def test_kernels_that_python_compiles_read_no_bf16(
@@ -243,7 +243,9 @@ def test_a_build_that_fails_says_why_and_leaves_nothing(
     stand_in: StandIn, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     if "node_Softmax" in behaviour.get("dtypes", {}):
-        softmax = next(node for node in read_graph(Bundle(bundle), "", ()).model.graph if node.op_type == "Softmax")
+        softmax = next(
+            node for node in read_graph(Bundle(bundle), TENSORRT_RTX).model.graph if node.op_type == "Softmax"
+        )
         behaviour = {"dtypes": {softmax.outputs[0].name: "BF16"}}
     stand_in.behave(**behaviour)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -341,3 +343,22 @@ def test_people_are_told_of_a_plugin_library_only_where_the_engine_does_not_brin
         assert ("the plugin library must be loaded before it" in told) is not brings
         assert ("it brings its plugin library" in told) is brings
     assert "float values of it have the graph's dtypes" in told
+
+
+def test_without_tensorrt_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(EnvironmentUnfit, match="TensorRT is not installed") as caught:
+        TENSORRT.load()
+    assert caught.value.fix is not None
+    assert "tensorrt" in caught.value.fix
+
+
+def test_types_of_tensorrt_alone_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # What tensorrt-stubs installs: a folder with a .pyi alone.
+    (tmp_path / "tensorrt").mkdir()
+    (tmp_path / "tensorrt" / "__init__.pyi").touch()
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with pytest.raises(EnvironmentUnfit, match="TensorRT is not installed") as caught:
+        TENSORRT.load()
+    assert "tensorrt-stubs" in str(caught.value.why)

@@ -15,11 +15,11 @@ import pytest
 from tests.golden import GOLDEN_CASES
 from umv2_export.bundle import Bundle
 from umv2_export.engines import plan as engine_plan
-from umv2_export.engines import worker_process
-from umv2_export.engines.build import build_engine
+from umv2_export.engines import worker
+from umv2_export.engines.backend import BuildOptions, BuildTarget
+from umv2_export.engines.build import build_engine, plan_build
 from umv2_export.engines.manifest import describe_engine, require_trusted
-from umv2_export.engines.plan import BuildOptions, BuildPlan
-from umv2_export.engines.tensorrt_rtx import plan_build
+from umv2_export.engines.plan import BuildPlan
 from umv2_export.errors import BuildFailed, EnvironmentUnfit, Unsupported
 
 Exported = Callable[..., tuple[Path, dict[str, Any]]]
@@ -50,11 +50,11 @@ class Creator(trt.IPluginCreatorV3One):
                 found[field.name] = field.data.tobytes().decode("utf-8")
             else:
                 found[field.name] = int(field.data[0])
-        sys.modules["tensorrt"], sys.modules["tensorrt.plugin"], plugins = stand_in()
-        from umv2_export.plugins.tensorrt.quick import register_plugins
+        tensorrt, sys.modules["tensorrt.plugin"], plugins = stand_in()
+        from umv2_export.plugins.tensorrt.python_plugins import register_plugins
         from tests.gpu.made_up import made_up_folder
         names = ["indices", "scores", "query", "rows_0"]
-        register_plugins(made_up_folder(Path(sys.argv[3]), []), allow_jit=True, lookup_inputs=names)
+        register_plugins(tensorrt, made_up_folder(Path(sys.argv[3]), []), allow_jit=True, lookup_inputs=names)
         width = found["pre_value_dim"] + 40
         shapes = ((3, 8), (3, 8, 2), (3, 6), (9, width))
         inputs = [TensorDesc([Expression(size) for size in shape], DataType.FLOAT) for shape in shapes]
@@ -72,7 +72,7 @@ print("parsed", parser.parse_from_file(sys.argv[2]), flush=True)
 
 def decode_plan(bundle: Path, compute_capability: str = "8.6,8.9,12.0", **options: Any) -> BuildPlan:
     """A build of the decode profile alone: both take twice the time."""
-    plan = plan_build(Bundle(bundle), BuildOptions(compute_capability, **options))
+    plan = plan_build("tensorrt-rtx", Bundle(bundle), BuildOptions(compute_capability, **options))
     return dataclasses.replace(plan, profiles=plan.profiles[1:])
 
 
@@ -95,7 +95,7 @@ def test_every_golden_checkpoint_builds_for_three_architectures(name: str, expor
 
 def test_an_engine_holds_both_profiles_and_stands_alone(exported: Exported, tmp_path: Path) -> None:
     bundle, _ = exported("v2_shared_ring")
-    plan = plan_build(Bundle(bundle), BuildOptions("8.9", {"max": ["input_ids:2x16"]}))
+    plan = plan_build("tensorrt-rtx", Bundle(bundle), BuildOptions("8.9", {"max": ["input_ids:2x16"]}))
     build_engine(plan, tmp_path / "engine")
     assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == ["engine.json", "model.engine"]
     assert architectures_in(tmp_path / "engine" / "model.engine") == {"sm89"}
@@ -174,6 +174,12 @@ def test_memory_that_suffices_and_memory_that_is_unknown_are_no_hindrance(
         engine_plan.check_target_and_resources(plan, tmp_path / "engine")
 
 
+def test_a_worker_loads_the_library_and_little_else() -> None:
+    script = "import sys, umv2_export.engines.worker; print({'torch', 'onnx', 'numpy'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
+
+
 @pytest.mark.parametrize(
     ("script", "ending"),
     [
@@ -184,7 +190,7 @@ def test_memory_that_suffices_and_memory_that_is_unknown_are_no_hindrance(
 def test_a_compiler_that_crashes_leaves_nothing(
     script: str, ending: str, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_process, "WORKER", (sys.executable, "-c", script))
+    monkeypatch.setattr(worker, "WORKER", (sys.executable, "-c", script))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(BuildFailed, match=ending) as caught:
         build_engine(decode_plan(exported("v2_shared_ring")[0]), tmp_path / "engine")
@@ -198,7 +204,7 @@ def test_a_crash_leaves_the_engine_that_was_there(
 ) -> None:
     (tmp_path / "engine").mkdir()
     (tmp_path / "engine" / "model.engine").write_bytes(b"old")
-    monkeypatch.setattr(worker_process, "WORKER", (sys.executable, "-c", "import os; os.abort()"))
+    monkeypatch.setattr(worker, "WORKER", (sys.executable, "-c", "import os; os.abort()"))
     with pytest.raises(BuildFailed):
         build_engine(decode_plan(exported("v2_shared_ring")[0]), tmp_path / "engine", replace_target=True)
     assert (tmp_path / "engine" / "model.engine").read_bytes() == b"old"
@@ -236,7 +242,7 @@ def test_what_the_parser_says_of_a_graph_reaches_the_user(exported: Exported, tm
 
 
 def test_what_the_builder_says_of_a_graph_reaches_the_user(exported: Exported, tmp_path: Path) -> None:
-    plan = dataclasses.replace(decode_plan(exported("v2_shared_ring")[0]), architectures=("7.5",))
+    plan = dataclasses.replace(decode_plan(exported("v2_shared_ring")[0]), target=BuildTarget(("7.5",)))
     with pytest.raises(BuildFailed, match="refuses the graph") as caught:
         build_engine(plan, tmp_path / "engine")
     assert "FP32 GEMM is not supported" in (caught.value.why or "")

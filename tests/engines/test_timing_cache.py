@@ -156,3 +156,10 @@ def test_a_cache_that_did_not_change_is_not_written(cache: Path) -> None:
     before = cache.stat()
     opened.save(b"some tactics")
     assert (cache.stat().st_ino, cache.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_reading_a_cache_leaves_no_file_beside_it(cache: Path) -> None:
+    before = cache.parent.stat().st_mtime_ns
+    opened = open_timing_cache(cache, tensorrt_version="10.13.0.35", compute_capability="8.9")
+    assert opened.content == b"some tactics"
+    assert cache.parent.stat().st_mtime_ns == before

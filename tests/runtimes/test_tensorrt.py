@@ -16,7 +16,8 @@ from tests.engines.conftest import StandIn
 from tests.gpu.stand_in import build_stand_in
 from umv2_export import names
 from umv2_export.bundle import Bundle
-from umv2_export.engines.worker_load import load_engine
+from umv2_export.engines.backends import TensorRt, TensorRtRtx
+from umv2_export.engines.tasks import load_engine
 from umv2_export.errors import BuildFailed
 from umv2_export.gpu import driver
 from umv2_export.runtimes import EngineChoice, StepInput, empty_cache, open_runtime, tensorrt
@@ -66,7 +67,8 @@ def machine(
 ) -> Iterator[Machine]:
     monkeypatch.setattr(driver, "LIBRARY", str(build_stand_in() / "libcuda.so.1"))
     driver._library.cache_clear()
-    monkeypatch.setitem(sys.modules, "umv2_export.plugins.tensorrt.quick", sys.modules["tensorrt"]._QUICK)
+    plugins: Any = sys.modules["tensorrt"]._PYTHON_PLUGINS
+    monkeypatch.setitem(sys.modules, plugins.__name__, plugins)
     yield Machine(stand_in, *kept)
     driver._library.cache_clear()
 
@@ -320,10 +322,10 @@ def test_an_engine_that_is_replaced_after_its_check_is_not_loaded(
     engine = machine.copied(tmp_path / "engine", bundle)
     content = (engine / "model.engine").read_bytes()
 
-    def replace(manifest: object, card: str) -> None:
+    def replace(backend: object, manifest: object, card: str) -> None:
         (engine / "model.engine").write_bytes(content.replace(b"whole engine", b"whole engima"))
 
-    monkeypatch.setattr(tensorrt, "check_card", replace)
+    monkeypatch.setattr(TensorRt, "check_card", replace)
     assert_refused(generate(bundle, engine), 3, "the engine was changed since it was checked")
     assert machine.stand_in.calls("Runtime") == []
     assert generate(bundle, engine, "--trust-engine", "--max-new-tokens", "1").exit_code == 0
@@ -444,7 +446,7 @@ def test_without_the_library_or_a_gpu_the_machine_is_unfit(
     rtx = machine.copied(tmp_path / "rtx", bundle, runtime="tensorrt-rtx", plugins="none")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert_refused(generate(bundle, engine), 4, "TensorRT is not installed", "pip install tensorrt-cu13")
-    monkeypatch.setattr("umv2_export.engines.loading.require_tensorrt_rtx", lambda: None)
+    monkeypatch.setattr(TensorRtRtx, "require", lambda _: None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     assert_refused(parity(bundle, rtx, runtime="tensorrt-rtx"), 4, "TensorRT-RTX does not load")
     monkeypatch.undo()

@@ -75,8 +75,9 @@ def build(
 ) -> None:
     """Compile a bundle to an engine, with profiles for prefill and decode; tensorrt-rtx needs no GPU for it."""
     from umv2_export.bundle import Bundle
+    from umv2_export.engines.backend import BuildOptions
     from umv2_export.engines.build import build_engine, plan_build
-    from umv2_export.engines.plan import BuildOptions, check_target_and_resources
+    from umv2_export.engines.plan import check_target_and_resources
     from umv2_export.engines.timing_cache import check_timing_cache
     from umv2_export.progress import progress_bars
 

@@ -1,6 +1,7 @@
-"""The graph that a builder is given: functions expanded, all but the ops that are plugins."""
+"""The graph that a builder is given: functions expanded, all but the ops that are plugins; and what none can build."""
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,15 +10,17 @@ import onnx_ir as ir
 from onnx_ir.passes import common as common_passes
 
 from umv2_export.bundle import MODEL_FILE, Bundle
-from umv2_export.engines.checks import check_graph, tensor_spec
-from umv2_export.engines.profiles import TensorSpec
+from umv2_export.engines.backend import Backend
+from umv2_export.engines.profiles import MOST_ELEMENTS, ValueInfo
+from umv2_export.errors import Unsupported
 from umv2_export.files import inside
 from umv2_export.onnx.passes import inline_bodies
 from umv2_export.ops import DOMAIN
 
-__all__ = ["Graph", "read_graph", "write_graph"]
+__all__ = ["Graph", "check_graph", "read_graph", "write_graph"]
 
 _FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16")
+_DTYPES = (*_FLOATS, "INT64", "INT32", "INT8", "UINT8", "BOOL")
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,8 @@ class Graph:
     """
 
     model: ir.Model
-    inputs: list[TensorSpec]
-    outputs: list[TensorSpec]
+    inputs: list[ValueInfo]
+    outputs: list[ValueInfo]
     float_dtypes: Mapping[str, str]
 
     @property
@@ -41,8 +44,8 @@ class Graph:
         return sorted({node.op_type for node in self.model.graph if node.domain == DOMAIN})
 
 
-def read_graph(bundle: Bundle, builder: str, plugin_ops: Collection[str] = ()) -> Graph:
-    """The graph of a bundle as a builder shall see it.
+def read_graph(bundle: Bundle, backend: Backend) -> Graph:
+    """The graph of a bundle as a backend shall see it.
 
     Functions are expanded here and not by the parser, whose names for what it expands are its own: names are what
     dtypes are compared by and weights are refitted by. An op that is a plugin loses its body: with the body at hand, a
@@ -50,23 +53,74 @@ def read_graph(bundle: Bundle, builder: str, plugin_ops: Collection[str] = ()) -
 
     Args:
         bundle: what to build.
-        builder: name of the library, for messages.
-        plugin_ops: ops of our domain that it has plugins for.
+        backend: that shall build it.
 
     Raises:
         InputRejected: the bundle is corrupt.
-        Unsupported: it holds ops, dtypes or sizes that the builder has not.
+        Unsupported: it holds ops, dtypes or sizes that the backend has not.
     """
     model = ir.from_proto(bundle.graph())
-    if plugin_ops:
-        common_passes.InlinePass(criteria=lambda function: function.name not in plugin_ops)(model)
+    if backend.plugin_ops:
+        common_passes.InlinePass(criteria=lambda function: function.name not in backend.plugin_ops)(model)
     else:
         inline_bodies(model)
     dtypes = _float_dtypes(model)
     model.functions.clear()
-    check_graph(model, bundle.model_file, builder, plugin_ops)
-    inputs, outputs = ([tensor_spec(value) for value in values] for values in (model.graph.inputs, model.graph.outputs))
+    check_graph(model, bundle.model_file, backend)
+    inputs, outputs = ([_value_info(value) for value in values] for values in (model.graph.inputs, model.graph.outputs))
     return Graph(model, inputs, outputs, dtypes)
+
+
+def _value_info(value: ir.Value) -> ValueInfo:
+    """An input or output of a bundle's graph."""
+    if value.name is None or value.shape is None or value.dtype is None:
+        raise AssertionError(f"{value.name} has no shape or dtype")
+    axes = tuple(axis if isinstance(axis, int) else str(axis) for axis in value.shape.dims)
+    return ValueInfo(value.name, value.dtype.name.lower(), axes)
+
+
+def check_graph(model: ir.Model, where: Path, backend: Backend) -> None:
+    """Refuse ops, dtypes and sizes that a backend has not.
+
+    Args:
+        model: the graph with its functions expanded.
+        where: its file.
+        backend: that shall build it.
+
+    Raises:
+        Unsupported: it cannot be built.
+    """
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.domain not in ("", "ai.onnx") and (node.domain != DOMAIN or node.op_type not in backend.plugin_ops):
+            raise Unsupported(
+                f"op {node.domain}::{node.op_type} of node {node.name!r}",
+                where=where,
+                why=f"it is no standard op, has no body in the file, and {backend.title} has no plugin for it",
+                fix="models of experts run in ONNX Runtime" if node.op_type == "MoE" else None,
+            )
+        if node.op_type in backend.missing_ops:
+            raise Unsupported(
+                f"op {node.op_type} of node {node.name!r}",
+                where=where,
+                why=backend.missing_ops[node.op_type],
+                fix="models of experts run in ONNX Runtime",
+            )
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        if value.dtype is None or value.dtype.name not in _DTYPES:
+            raise Unsupported(
+                f"tensor {value.name!r} has dtype {value.dtype and value.dtype.name.lower()}",
+                where=where,
+                why=f"{backend.title} takes " + ", ".join(_DTYPES).lower(),
+            )
+    for name, value in model.graph.initializers.items():
+        shape = () if value.shape is None else value.shape.numpy()
+        if math.prod(shape) > MOST_ELEMENTS:
+            raise Unsupported(
+                f"tensor {name!r} has {math.prod(shape)} elements, shape {list(shape)}",
+                where=where,
+                why=f"TensorRT counts to {MOST_ELEMENTS} elements of a tensor",
+                fix="export with a smaller --shard-size",
+            )
 
 
 def _float_dtypes(model: ir.Model) -> dict[str, str]:

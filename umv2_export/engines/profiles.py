@@ -4,13 +4,15 @@ All dynamic axes of a graph are made of three sizes: batch, sequence (new tokens
 that the user gives for one input fixes sizes, and these hold for every input.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from umv2_export.errors import InputRejected, InvalidRequest
+from umv2_export.errors import InputRejected, InvalidRequest, Unsupported
 
-__all__ = ["BOUNDS", "Bounds", "Profile", "TensorSpec", "plan_profiles"]
+__all__ = ["BOUNDS", "MOST_ELEMENTS", "Bounds", "Profile", "ValueInfo", "check_profiles", "plan_profiles"]
 
 BOUNDS = ("min", "opt", "max")
 
@@ -23,12 +25,16 @@ BATCH, SEQUENCE, PAST, TOTAL = "batch", "sequence", "past_sequence", "total_sequ
 # Attention over an empty cache is what prefill does; a batch or a sequence of 0 computes nothing.
 _SMALLEST = {BATCH: 1, SEQUENCE: 1, PAST: 0}
 
+# TensorRT's documented limit. The RTX 1.7 builder takes larger tensors without a word (tried: a table of 2^31 + 64
+# elements, logits of 4.3e9), and whether its kernels can address them was not tried.
+MOST_ELEMENTS = 2**31 - 1
+
 DEFAULT_BATCH: Bounds = (1, 1, 8)
 DEFAULT_PREFILL = 128
 
 
 @dataclass(frozen=True)
-class TensorSpec:
+class ValueInfo:
     """An input or output of a graph.
 
     Attributes:
@@ -67,7 +73,7 @@ class Profile:
     sequence: Bounds
     past: Bounds
 
-    def shape(self, tensor: TensorSpec, bound: int) -> list[int]:
+    def shape(self, tensor: ValueInfo, bound: int) -> list[int]:
         """Shape of a tensor at a bound, an index of `BOUNDS`."""
         sizes = {BATCH: self.batch[bound], SEQUENCE: self.sequence[bound], PAST: self.past[bound]}
         sizes[TOTAL] = sizes[SEQUENCE] + sizes[PAST]
@@ -76,7 +82,7 @@ class Profile:
             axis if isinstance(axis, int) else sum(sizes[term] for term in axis.split(" + ")) for axis in tensor.axes
         ]
 
-    def shapes(self, inputs: Sequence[TensorSpec]) -> dict[str, dict[str, list[int]]]:
+    def shapes(self, inputs: Sequence[ValueInfo]) -> dict[str, dict[str, list[int]]]:
         """Input name -> bound -> shape."""
         return {
             tensor.name: {name: self.shape(tensor, bound) for bound, name in enumerate(BOUNDS)} for tensor in inputs
@@ -84,7 +90,7 @@ class Profile:
 
 
 def plan_profiles(
-    inputs: Sequence[TensorSpec], max_sequence_length: int, shapes: Mapping[str, Sequence[str]]
+    inputs: Sequence[ValueInfo], max_sequence_length: int, shapes: Mapping[str, Sequence[str]]
 ) -> list[Profile]:
     """The profiles `prefill` and `decode`.
 
@@ -120,7 +126,25 @@ def plan_profiles(
     ]
 
 
-def _sizes(inputs: Sequence[TensorSpec], bound: str, texts: Sequence[str]) -> dict[str, int]:
+def check_profiles(profiles: Sequence[Profile], tensors: Sequence[ValueInfo], where: Path) -> None:
+    """Refuse profiles at whose upper end an input or output is too large.
+
+    Raises:
+        Unsupported: one is.
+    """
+    for profile in profiles:
+        for tensor in tensors:
+            shape = profile.shape(tensor, 2)
+            if math.prod(shape) > MOST_ELEMENTS:
+                raise Unsupported(
+                    f"profile {profile.name!r}: {tensor.name!r} has up to {math.prod(shape)} elements, shape {shape}",
+                    where=where,
+                    why=f"TensorRT counts to {MOST_ELEMENTS} elements of a tensor",
+                    fix="give smaller --max-shapes, such as input_ids:1x1024",
+                )
+
+
+def _sizes(inputs: Sequence[ValueInfo], bound: str, texts: Sequence[str]) -> dict[str, int]:
     """Axis name -> size, as the shapes of one bound fix them."""
     option = f"--{bound}-shapes"
     known = {tensor.name: tensor for tensor in inputs}

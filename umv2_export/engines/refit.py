@@ -10,14 +10,12 @@ from typing import Any
 
 from umv2_export import __version__
 from umv2_export.bundle import MANIFEST_FILE, Bundle
-from umv2_export.engines import tensorrt
+from umv2_export.engines.backends import TENSORRT
 from umv2_export.engines.graph import Graph, read_graph, write_graph
-from umv2_export.engines.loading import check_card, check_plugin_library, plugins_to_load
 from umv2_export.engines.manifest import ENGINE_FILE, Engine, require_trusted
 from umv2_export.engines.plan import BASE_MEMORY, require_memory
-from umv2_export.engines.plugins import PLUGIN_OPS
-from umv2_export.engines.tensorrt_package import require_tensorrt
-from umv2_export.engines.worker_process import run_worker
+from umv2_export.engines.plugins import check_plugin_library, plugins_to_load
+from umv2_export.engines.worker import run_worker
 from umv2_export.errors import InputRejected, Unsupported, shown
 from umv2_export.files import atomic_directory, file_sha256, require_free_space
 from umv2_export.gpu import driver
@@ -84,7 +82,7 @@ def plan_refit(engine: Path, bundle: Bundle, *, trust: bool = False, plugin_libr
     """
     opened = require_trusted(engine, trust=trust)
     manifest = opened.manifest
-    if manifest.runtime != tensorrt.LIBRARY.runtime:
+    if manifest.runtime != TENSORRT.runtime:
         raise Unsupported(f"refitting an engine of {shown(manifest.runtime)}", where=engine)
     if manifest.weights != "stripped":
         raise InputRejected("the engine has its weights", where=engine, fix="build it with --strip-weights")
@@ -97,9 +95,9 @@ def plan_refit(engine: Path, bundle: Bundle, *, trust: bool = False, plugin_libr
             "options",
         )
     check_plugin_library(manifest, plugin_library)
-    require_tensorrt()
-    check_card(manifest, driver.compute_capability())
-    return RefitPlan(opened, bundle, read_graph(bundle, tensorrt.LIBRARY.title, PLUGIN_OPS), plugin_library)
+    TENSORRT.load()
+    TENSORRT.check_card(manifest, driver.compute_capability())
+    return RefitPlan(opened, bundle, read_graph(bundle, TENSORRT), plugin_library)
 
 
 def require_resources(plan: RefitPlan, target: Path) -> None:
@@ -137,8 +135,7 @@ def refit_engine(
         done = track("refitting the engine", None)
         start = time.perf_counter()
         file = folder / ENGINE_FILE
-        with file.open("xb") as engine:
-            run_worker(tensorrt.LIBRARY, job, engine, Path(scratch), where=plan.engine.path)
+        run_worker(TENSORRT.title, job, file, Path(scratch), where=plan.engine.path)
         seconds = time.perf_counter() - start
         done(1)
         manifest = dataclasses.replace(
@@ -157,6 +154,7 @@ def _job(plan: RefitPlan, folder: Path, track: Tracker) -> Mapping[str, Any]:
     manifest = plan.engine.manifest
     return {
         "task": "refit",
+        "module": TENSORRT.module,
         "stripped": str(plan.engine.file),
         "sha256": plan.engine.expected_sha256,
         "version": manifest.runtime_version,

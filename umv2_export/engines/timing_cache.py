@@ -117,7 +117,8 @@ def open_timing_cache(
 def _locked(folder: Path) -> Iterator[None]:
     """Keep other builds out of the caches of a folder: a file and its record change together.
 
-    The folder itself is locked: a FileLock would leave its own file beside the user's.
+    The folder itself is locked. A `FileLock` leaves a file beside the cache, and refuses (PermissionError) a cache in a
+    folder that cannot be written, which --require-timing-cache only reads.
     """
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

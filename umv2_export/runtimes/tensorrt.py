@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 
 from umv2_export.bundle import MANIFEST_FILE, Bundle
+from umv2_export.engines.backends import BACKENDS
 from umv2_export.engines.graph import Graph, read_graph
-from umv2_export.engines.loading import check_card, check_plugin_library, plugins_to_load, require_library
 from umv2_export.engines.manifest import Engine, require_trusted
-from umv2_export.engines.plan import LIBRARIES
-from umv2_export.engines.plugins import PLUGIN_OPS
-from umv2_export.engines.worker_build import dtype_name
-from umv2_export.engines.worker_load import load_engine
+from umv2_export.engines.plugins import check_plugin_library, plugins_to_load
+from umv2_export.engines.tasks import dtype_name, load_engine
 from umv2_export.errors import BuildFailed, EnvironmentUnfit, InputRejected, InvalidRequest, Umv2Error, shown
 from umv2_export.files import file_sha256
 from umv2_export.gpu import driver
@@ -28,9 +26,6 @@ from umv2_export.runtimes.base import Array, EngineChoice, StepInput, StepOutput
 from umv2_export.terminal import echo
 
 __all__ = ["TensorRtRuntime"]
-
-# Of a bf16 tensor, numpy holds the bits.
-_NUMPY_DTYPES = {"int64": np.int64, "float": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 # Shown of what the library said where it failed.
 LOG_LINES = 12
@@ -95,14 +90,15 @@ class TensorRtRuntime:
 
     def __init__(self, name: str, bundle: Bundle, choice: EngineChoice) -> None:
         self.name = name
-        self._title = LIBRARIES[name].title
+        backend = BACKENDS[name]
+        self._title = backend.title
         self._engine_folder = choice.path
         opened = require_trusted(choice.path, trust=choice.trust)
         _check_engine(opened, name, bundle)
         check_plugin_library(opened.manifest, choice.plugin_library)
-        check_card(opened.manifest, driver.compute_capability())
-        trt = require_library(LIBRARIES[name])
-        graph = read_graph(bundle, self._title, PLUGIN_OPS)
+        backend.check_card(opened.manifest, driver.compute_capability())
+        trt = backend.load()
+        graph = read_graph(bundle, backend)
         self._dtypes = {tensor.name: tensor.dtype for tensor in (*graph.inputs, *graph.outputs)}
         self._outputs = [tensor.name for tensor in graph.outputs]
         self._log = _log_of(trt, self._title)
@@ -214,7 +210,7 @@ class TensorRtRuntime:
 
     def _size(self, name: str, shape: Sequence[int]) -> int:
         """Bytes of a tensor."""
-        return int(np.prod(shape) * np.dtype(_NUMPY_DTYPES[self._dtypes[name]]).itemsize)
+        return int(np.prod(shape)) * _numpy_dtype(self._dtypes[name]).itemsize
 
     def _require(self, done: bool, failure: str) -> None:
         if not done:
@@ -284,14 +280,19 @@ def _close(resources: contextlib.ExitStack) -> None:
         resources.close()
 
 
+def _numpy_dtype(dtype: str) -> "np.dtype[Any]":
+    """Of a dtype of the graph."""
+    return ir.DataType[dtype.upper()].numpy()
+
+
 def _bytes(array: Array, dtype: str) -> bytes:
-    """An array in a dtype of the graph."""
-    return array.astype(_NUMPY_DTYPES[dtype]).tobytes()
+    """An array in a dtype of the graph, rounded to the nearest."""
+    return array.astype(_numpy_dtype(dtype)).tobytes()
 
 
 def _array(data: bytes, dtype: str, shape: Sequence[int]) -> Array:
     """An output in fp32."""
-    return np.frombuffer(data, _NUMPY_DTYPES[dtype]).reshape(shape).astype(np.float32)
+    return np.frombuffer(data, _numpy_dtype(dtype)).reshape(shape).astype(np.float32)
 
 
 def _text(shape: Sequence[int]) -> str:

@@ -148,15 +148,16 @@ def _register_creators() -> None:
     _REGISTRY._creators |= {(op, "1", "umv2") for op in _BEHAVIOUR.get("creators", ["MemoryLookup", "TuckerTopK"])}
 
 
-def _register_plugins(kernels: Path, *, allow_jit: bool, lookup_inputs: list[str]) -> None:
+def _register_plugins(trt: Any, kernels: Path, *, allow_jit: bool, lookup_inputs: list[str]) -> None:
+    assert trt.__version__ == __version__
     _called("register_plugins", sorted(file.name for file in kernels.iterdir()), allow_jit, lookup_inputs)
     _register_creators()
 
 
 # The plugins themselves ask for more of TensorRT than this has.
-_QUICK: Any = types.ModuleType("umv2_export.plugins.tensorrt.quick")
-_QUICK.register_plugins = _register_plugins
-sys.modules[_QUICK.__name__] = _QUICK
+_PYTHON_PLUGINS: Any = types.ModuleType("umv2_export.plugins.tensorrt.python_plugins")
+_PYTHON_PLUGINS.register_plugins = _register_plugins
+sys.modules[_PYTHON_PLUGINS.__name__] = _PYTHON_PLUGINS
 
 
 class ITensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-__all__ = ["alternate"]
+__all__ = ["replay_in_turns"]
 
 Calls = Sequence[Callable[[], object]]
 
@@ -14,7 +14,7 @@ ROUNDS = 20
 WARMUP = 3
 
 
-def alternate(contenders: Sequence[Calls], *, rounds: int = ROUNDS) -> list[float]:
+def replay_in_turns(contenders: Sequence[Calls], *, rounds: int = ROUNDS) -> list[float]:
     """Seconds of one call of each contender, the median of rounds in which they take turns.
 
     Args:

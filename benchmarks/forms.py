@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from samples.gpu.contenders import BATCHES, COLD_BYTES, Comparison
-from samples.gpu.former_lookup import former_lookup
-from samples.gpu.former_topk import former_topk
-from samples.gpu.timing import alternate
+from benchmarks.former_lookup import former_lookup
+from benchmarks.former_topk import former_topk
+from benchmarks.peers import BATCHES, COLD_BYTES, Comparison
+from benchmarks.timing import replay_in_turns
 from umv2_export.gpu.launch import launch_lookup, launch_topk
 
 __all__ = ["LOOKUPS", "TOPKS", "compare_lookup_forms", "compare_topk_forms"]
@@ -47,7 +47,7 @@ def compare_lookup_forms(
             contenders[0].append(partial(ours, form="split"))
             contenders[1].append(partial(ours, form="whole"))
             contenders[2].append(partial(former_lookup, indices, scores, query, table, pre_value_dim))
-        seconds, *peers = alternate(contenders)
+        seconds, *peers = replay_in_turns(contenders)
         for peer_name, peer in zip(("a program a token", "the former kernel"), peers, strict=True):
             yield Comparison(f"lookup of {name} in splits / {peer_name}", tokens, seconds, peer, peer / seconds, 1.0)
 
@@ -66,5 +66,5 @@ def compare_topk_forms(device: str, name: str, *, batches: Sequence[int] = BATCH
         calls: list[tuple[Any, ...]] = [
             (*(torch.randn(shape, device=device) for shape in shapes), top, top) for _ in range(CALLS)
         ]
-        seconds, peer = alternate([[partial(run, *call) for call in calls] for run in (launch_topk, former_topk)])
+        seconds, peer = replay_in_turns([[partial(run, *call) for call in calls] for run in (launch_topk, former_topk)])
         yield Comparison(f"top-k of {name} / by sorts", tokens, seconds, peer, peer / seconds, 1.0)

@@ -1,4 +1,4 @@
-"""The ops as Python plugins of TensorRT whose kernels were compiled before.
+"""The ops as plugins of TensorRT in Python ("quickly deployable plugins"), whose kernels were compiled before.
 
 TensorRT puts their PTX into the engine, which then needs neither Python nor a plugin library.
 """
@@ -11,7 +11,6 @@ from pathlib import Path
 from types import GenericAlias
 from typing import Any, cast
 
-from umv2_export.engines.tensorrt_package import require_tensorrt
 from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest, Unsupported
 from umv2_export.gpu.calls import Call, Dimension, LookupCall, TopkCall, choose_kernel
 from umv2_export.gpu.index import INDEX_FILE, CompiledKernel, read_index
@@ -26,10 +25,13 @@ _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "i
 _COMBINED = {"fp32": "FP32", "fp16": "FP16", "bf16": "BF16", "i8": "INT8", "i64": "INT64"}
 
 
-def register_plugins(kernels: Path, *, allow_jit: bool = False, lookup_inputs: Sequence[str] | None = None) -> None:
+def register_plugins(
+    trt: Any, kernels: Path, *, allow_jit: bool = False, lookup_inputs: Sequence[str] | None = None
+) -> None:
     """Register umv2::TuckerTopK and umv2::MemoryLookup with TensorRT, once in a process.
 
     Args:
+        trt: the module `tensorrt`.
         kernels: folder that `umv2-export kernels` wrote, for one architecture.
         allow_jit: also register bodies that Python compiles and launches while an engine runs, for architectures that
             no kernel was compiled for; then `kernels` may list none. Without this, a node that no kernel fits ends the
@@ -37,11 +39,10 @@ def register_plugins(kernels: Path, *, allow_jit: bool = False, lookup_inputs: S
         lookup_inputs: of the MemoryLookup nodes, by the names in its schema; None: those of the kernels.
 
     Raises:
-        EnvironmentUnfit: TensorRT is not installed, or has no such plugins.
+        EnvironmentUnfit: this TensorRT has no such plugins.
         InputRejected: the folder holds no kernels, or a damaged one.
         InvalidRequest: it holds kernels of several architectures, or of several sets of inputs and none is named.
     """
-    trt = require_tensorrt()
     trtp = _plugin_module(trt)
     compiled = read_index(kernels)
     architectures = sorted({kernel.compute_capability for kernel in compiled})

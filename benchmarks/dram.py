@@ -1,6 +1,6 @@
 """The bytes that a lookup reads from the memory of the card, counted by the card and by us.
 
-    python -m samples.gpu.dram 64
+    python -m benchmarks.dram 64
 
 runs one lookup of 64 tokens and nothing else, for `ncu` to look at; `count` starts that under ncu and compares.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from samples.gpu.contenders import our_lookup, random_lookup
+from benchmarks.peers import our_lookup, random_lookup
 from umv2_export.errors import CheckFailed
 
 __all__ = ["Count", "count", "expected_bytes"]
@@ -50,7 +50,7 @@ def count(tokens: int) -> Count:
     Raises:
         CheckFailed: ncu failed, as it does where the driver keeps its counters from users.
     """
-    probe = [sys.executable, "-m", "samples.gpu.dram", str(tokens)]
+    probe = [sys.executable, "-m", "benchmarks.dram", str(tokens)]
     options = ["--csv", "--print-units", "base", "--metrics", METRIC, "--kernel-name", "regex:memory_lookup"]
     done = subprocess.run(["ncu", *options, *probe], capture_output=True, text=True, check=False)
     if done.returncode:

@@ -26,7 +26,7 @@ from umv2_export.gpu.launch import launch_lookup
 from umv2_export.ops import LookupSignature, memory_lookup, tucker_topk
 from umv2_export.ops.domain import PLUGIN_ATTRIBUTES
 from umv2_export.ops.tucker_topk import schema as topk_schema
-from umv2_export.plugins.tensorrt.quick import register_plugins
+from umv2_export.plugins.tensorrt.python_plugins import register_plugins
 
 TOPK, LOOKUP = "umv2::TuckerTopK", "umv2::MemoryLookup"
 
@@ -52,7 +52,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Register:
         tensorrt, plugin, plugins = stand_in()
         monkeypatch.setitem(sys.modules, "tensorrt", tensorrt)
         monkeypatch.setitem(sys.modules, "tensorrt.plugin", plugin)
-        register_plugins(folder, **options)
+        register_plugins(tensorrt, folder, **options)
         return plugins
 
     return registered
@@ -340,32 +340,13 @@ def test_groups_may_be_left_out_of_a_node(register: Register) -> None:
     assert shape_of(plugin.functions["register"](*descriptions, **attributes)) == list(memory_lookup(*arguments).shape)
 
 
-def test_without_tensorrt_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(EnvironmentUnfit, match="TensorRT is not installed") as caught:
-        register_plugins(tmp_path)
-    assert caught.value.fix is not None
-    assert "tensorrt" in caught.value.fix
-
-
-def test_types_of_tensorrt_alone_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    # What tensorrt-stubs installs: a folder with a .pyi alone.
-    (tmp_path / "tensorrt").mkdir()
-    (tmp_path / "tensorrt" / "__init__.pyi").touch()
-    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    with pytest.raises(EnvironmentUnfit, match="TensorRT is not installed") as caught:
-        register_plugins(tmp_path)
-    assert "tensorrt-stubs" in str(caught.value.why)
-
-
 def test_a_tensorrt_without_such_plugins_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tensorrt, plugin, _ = stand_in()
     del plugin.__dict__["aot_impl"]
     monkeypatch.setitem(sys.modules, "tensorrt", tensorrt)
     monkeypatch.setitem(sys.modules, "tensorrt.plugin", plugin)
     with pytest.raises(EnvironmentUnfit, match=r"TensorRT 10\.13\.0\.35 has no Python plugins"):
-        register_plugins(tmp_path)
+        register_plugins(tensorrt, tmp_path)
 
 
 def test_the_stand_in_has_the_names_of_the_bindings() -> None:

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from samples.gpu.timing import alternate
+from benchmarks.timing import replay_in_turns
 from umv2_export.kernels.triton.read_rows import read_rows_kernel
 
 __all__ = ["random_row_rate", "read_rows"]
@@ -33,5 +33,5 @@ def random_row_rate(table: torch.Tensor, indices: Sequence[torch.Tensor]) -> flo
         table: large against any cache.
         indices: int64 [count], one for each call.
     """
-    seconds = min(alternate([[partial(read_rows, table, *way, index) for index in indices] for way in WAYS]))
+    seconds = min(replay_in_turns([[partial(read_rows, table, *way, index) for index in indices] for way in WAYS]))
     return indices[0].numel() * table.shape[1] * table.dtype.itemsize / seconds

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch.nn import functional
 
-from samples.gpu.ceiling import random_row_rate
-from samples.gpu.timing import alternate
+from benchmarks.ceiling import random_row_rate
+from benchmarks.timing import replay_in_turns
 from umv2_export.config import ModelConfig
 from umv2_export.errors import EnvironmentUnfit
 from umv2_export.layout import TableLayout
@@ -88,7 +88,7 @@ def compare_lookups(
         contenders["fbgemm TBE"] = fbgemm
     for tokens in batches:
         calls = max(2, -(-cold_bytes // (tokens * HITS * row_bytes)))
-        ours, *peers = alternate(
+        ours, *peers = replay_in_turns(
             [
                 [contender(table, *random_lookup(table, tokens)) for _ in range(calls)]
                 for contender in contenders.values()
@@ -193,7 +193,7 @@ def compare_layers(
     pool = FoldedPool(ours[0].layout)
     for tokens in batches:
         hidden = torch.randn(tokens, memory.hidden_size, device=device, dtype=dtype)
-        seconds, peer = alternate(
+        seconds, peer = replay_in_turns(
             [[partial(layer, hidden, pool, None) for layer in ours], [partial(layer, hidden) for layer in peers]]
         )
         yield Comparison(

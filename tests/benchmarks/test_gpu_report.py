@@ -8,11 +8,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from samples.gpu import contenders, dram, forms, report
-from samples.gpu.ceiling import WAYS, read_rows
-from samples.gpu.contenders import Comparison
-from samples.gpu.former_lookup import former_lookup
-from samples.gpu.former_topk import former_topk
+from benchmarks import dram, forms, peers, report
+from benchmarks.ceiling import WAYS, read_rows
+from benchmarks.former_lookup import former_lookup
+from benchmarks.former_topk import former_topk
+from benchmarks.peers import Comparison
 from umv2_export.errors import CheckFailed
 from umv2_export.gpu.launch import launch_lookup, launch_topk
 from umv2_export.ops import experts
@@ -33,7 +33,7 @@ def test_grouped_experts_are_the_experts_of_the_model() -> None:
     torch.manual_seed(0)
     hidden, logits = torch.randn(9, 32, dtype=torch.bfloat16), torch.randn(9, 6)
     ff_proj, ff_out = torch.randn(6, 32, 32, dtype=torch.bfloat16), torch.randn(6, 16, 32, dtype=torch.bfloat16)
-    grouped = contenders.grouped_experts(hidden, logits, ff_proj, ff_out, 2)
+    grouped = peers.grouped_experts(hidden, logits, ff_proj, ff_out, 2)
     one_by_one = experts(hidden, logits, [w.T for w in ff_proj], [w.T for w in ff_out], 2, False)
     torch.testing.assert_close(grouped, one_by_one, rtol=2e-2, atol=0.5)
 
@@ -41,9 +41,9 @@ def test_grouped_experts_are_the_experts_of_the_model() -> None:
 def test_every_lookup_computes_the_same() -> None:
     torch.manual_seed(0)
     table = torch.randn(50, 32)
-    scores, indices = contenders.random_lookup(table, 3)
-    ours = contenders.our_lookup(table, scores, indices)()
-    for peer in (contenders.stock_lookup, contenders.torch_embedding_bag):
+    scores, indices = peers.random_lookup(table, 3)
+    ours = peers.our_lookup(table, scores, indices)()
+    for peer in (peers.stock_lookup, peers.torch_embedding_bag):
         torch.testing.assert_close(peer(table, scores, indices)(), ours)
 
 
@@ -63,7 +63,7 @@ def test_former_kernels_compute_what_the_present_ones_do() -> None:
 def test_forms_are_compared_at_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(forms.LOOKUPS, "small", (8, 16, 5, 2))
     monkeypatch.setitem(forms.TOPKS, "small", (9, 2))
-    monkeypatch.setattr(forms, "alternate", lambda contenders: [float(i + 1) for i in range(len(contenders))])
+    monkeypatch.setattr(forms, "replay_in_turns", lambda contenders: [float(i + 1) for i in range(len(contenders))])
     lines = list(forms.compare_lookup_forms(torch.randn(20, 24), "small", batches=(1, 2), cold_bytes=0))
     assert [(one.batch, one.ratio) for one in lines] == [(1, 2.0), (1, 3.0), (2, 2.0), (2, 3.0)]
     assert [one.ratio for one in forms.compare_topk_forms("cpu", "small", batches=(1, 2))] == [2.0, 2.0]
@@ -71,13 +71,13 @@ def test_forms_are_compared_at_every_batch(monkeypatch: pytest.MonkeyPatch) -> N
 
 @without_gpu
 def test_lookups_and_layers_are_compared_at_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contenders, "random_row_rate", lambda table, indices: 1e9)
-    lines = list(contenders.compare_lookups(torch.randn(50, 32), batches=(1, 64), cold_bytes=0))
-    peers = ("1 GB/s of random rows", "torch embedding_bag", "stock ops in a CUDA graph")
-    assert [(one.measure.split(" / ")[1], one.batch) for one in lines] == [(p, b) for b in (1, 64) for p in peers]
+    monkeypatch.setattr(peers, "random_row_rate", lambda table, indices: 1e9)
+    lines = list(peers.compare_lookups(torch.randn(50, 32), batches=(1, 64), cold_bytes=0))
+    names = ("1 GB/s of random rows", "torch embedding_bag", "stock ops in a CUDA graph")
+    assert [(one.measure.split(" / ")[1], one.batch) for one in lines] == [(name, b) for b in (1, 64) for name in names]
     assert [one.target for one in lines] == [None, None, None, 0.8, 1.5, None]
     assert all(one.ratio == pytest.approx(one.peer_seconds / one.seconds) for one in lines if one.peer_seconds)
-    layers = contenders.compare_layers(PRESETS["umv2-tiny"], PRESETS["moe-tiny-top8"], "cpu", batches=(4, 64), layers=2)
+    layers = peers.compare_layers(PRESETS["umv2-tiny"], PRESETS["moe-tiny-top8"], "cpu", batches=(4, 64), layers=2)
     assert [(one.batch, one.target) for one in layers] == [(4, None), (64, 4.0)]
 
 
@@ -113,7 +113,7 @@ def test_the_page_names_card_and_figures() -> None:
         Comparison("lookup / peer", 64, 2e-6, 6e-6, 3.0, 1.5),
         Comparison("lookup / rate", 64, 2e-6, None, 0.9, 0.8),
     ]
-    text = report.page("Some card", "3 passed", "no ncu", [report.table(lines)])
+    text = report.page("Some card", "no ncu", [report.table(lines)])
     assert "Some card" in text
     assert "| lookup / peer | 64 | 2.0 | 6.0 | 3.00 | 1.5 |" in text
     assert "| lookup / rate | 64 | 2.0 |  | 0.90 | 0.8 |" in text

@@ -1,13 +1,16 @@
-"""What a worker does to build an engine."""
+"""What a library is asked, in a worker or in a runtime: to build an engine, to load one, to give it weights."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
-from umv2_export.engines.worker_plugins import load_plugins
-from umv2_export.errors import BuildFailed, InputRejected
+from umv2_export.errors import BuildFailed, EnvironmentUnfit, InputRejected
 
-__all__ = ["build", "dtype_name"]
+__all__ = ["build", "dtype_name", "load_engine", "refit"]
+
+# As the nodes of a bundle name their plugins: attributes plugin_version and plugin_namespace.
+_VERSION, _NAMESPACE = "1", "umv2"
 
 
 def build(trt: Any, job: dict[str, Any]) -> dict[str, Any]:
@@ -60,6 +63,138 @@ def build(trt: Any, job: dict[str, Any]) -> dict[str, Any]:
     if cache is not None:
         Path(cache["written"]).write_bytes(config.get_timing_cache().serialize())
     return parsed
+
+
+def refit(trt: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """Load an engine, give it the weights of a graph by their names, and write it with them.
+
+    Args:
+        trt: the module.
+        job: stripped (path of the engine), sha256 (of it, or None), version (of the library that built it),
+            version_compatible, plugins, model (path of the .onnx file that it was built from, with the weights beside
+            it), engine (descriptor).
+
+    Returns:
+        version.
+
+    Raises:
+        BuildFailed: the engine cannot be loaded or refitted.
+        EnvironmentUnfit: another version of the library built the engine.
+        InputRejected: the engine has another hash.
+        OSError: the engine cannot be written.
+    """
+    logger = trt.Logger(trt.Logger.WARNING)
+    engine = load_engine(
+        trt,
+        logger,
+        Path(job["stripped"]),
+        sha256=job["sha256"],
+        version=job["version"],
+        version_compatible=job["version_compatible"],
+        plugins=job["plugins"],
+    )
+    refitter = trt.Refitter(engine, logger)
+    weights = trt.OnnxParserRefitter(refitter, logger)
+    if not weights.refit_from_file(job["model"]):
+        errors = [str(weights.get_error(i)) for i in range(weights.num_errors)]
+        raise BuildFailed("the weights do not fit the engine", why="\n".join(errors))
+    missing = refitter.get_missing_weights()
+    if missing:
+        raise BuildFailed(f"the bundle has no weights for {len(missing)} names of the engine", why=", ".join(missing))
+    if not refitter.refit_cuda_engine():
+        raise BuildFailed("the engine refuses the weights")
+    config = engine.create_serialization_config()
+    # Set for an engine that was built without weights.
+    config.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)
+    with os.fdopen(job["engine"], "wb") as out:
+        out.write(engine.serialize_with_config(config))
+    return {"version": trt.__version__}
+
+
+def load_engine(
+    trt: Any,
+    logger: Any,
+    file: Path,
+    *,
+    sha256: str | None,
+    version: str,
+    version_compatible: bool,
+    plugins: dict[str, Any] | None,
+) -> Any:
+    """Register the plugins of an engine, and deserialise it: code that it holds may run.
+
+    Args:
+        trt: the module.
+        logger: of the library.
+        file: the engine, which is trusted.
+        sha256: of the bytes that were found to be trusted; None: the user vouches for any.
+        version: of the library that built it.
+        version_compatible: whether others may load it.
+        plugins: what `load_plugins` takes; None: nothing has to be registered.
+
+    Raises:
+        BuildFailed: the engine cannot be loaded.
+        EnvironmentUnfit: another version of the library built it, or a plugin is missing.
+        InputRejected: the file has another hash.
+    """
+    if trt.__version__ != version and not version_compatible:
+        raise EnvironmentUnfit(
+            f"the engine was built by version {version}, {trt.__version__} is installed",
+            why="an engine is loaded by the version that built it, unless it was built with --version-compatible",
+        )
+    if plugins is not None:
+        load_plugins(trt, plugins)
+    # The bytes that are loaded: the file may have been replaced since it was checked.
+    content = file.read_bytes()
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise InputRejected(
+            "the engine was changed since it was checked",
+            where=file,
+            why="an engine holds code that runs when it is loaded",
+            fix="see what else writes this file, and try again",
+        )
+    runtime = trt.Runtime(logger)
+    if version_compatible:
+        # Such an engine brings a runtime of its own, which is code of the host.
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(content)
+    if engine is None:
+        raise BuildFailed("the engine cannot be loaded")
+    return engine
+
+
+def load_plugins(trt: Any, plugins: dict[str, Any]) -> None:
+    """Register the plugins of a job, and see that every op has one.
+
+    Args:
+        trt: the module.
+        plugins: ops (names); library (path), or None, and then kernels (folder), allow_jit and lookup_inputs (names of
+            the inputs of MemoryLookup nodes).
+
+    Raises:
+        EnvironmentUnfit: the library cannot be loaded, or an op has no creator.
+    """
+    registry = trt.get_plugin_registry()
+    library = plugins["library"]
+    if library is None:
+        from umv2_export.plugins.tensorrt.python_plugins import register_plugins  # noqa: PLC0415 - imports torch
+
+        register_plugins(
+            trt, Path(plugins["kernels"]), allow_jit=plugins["allow_jit"], lookup_inputs=plugins["lookup_inputs"]
+        )
+    elif registry.load_library(library) is None:
+        raise EnvironmentUnfit(
+            "the plugin library cannot be loaded",
+            where=library,
+            fix="build it against the TensorRT that is installed; see what the log above says",
+        )
+    for op in plugins["ops"]:
+        if registry.get_creator(op, _VERSION, _NAMESPACE) is None:
+            raise EnvironmentUnfit(
+                f"no plugin for {_NAMESPACE}::{op}, version {_VERSION}",
+                where=library,
+                fix="pass a library that registers it, or leave out --plugin-library" if library else None,
+            )
 
 
 def _network_flags(trt: Any, names: list[str]) -> int:
