@@ -1,9 +1,9 @@
-// Calls of the compiled kernels: arguments in the order that umv2_export/gpu/variants.py gives them, grid, shared memory.
+// Calls of the compiled kernels: arguments in the order that umv2_export/gpu/ gives them, grid, shared memory.
 #pragma once
 
 #include <vector>
 
-#include "kernel_pack.h"
+#include "kernel_archive.h"
 
 namespace umv2::cuda {
 
@@ -30,11 +30,11 @@ struct TopkCall {
 
 // Load the kernel of a call into the current context, so that no launch has to; tensors are not looked at. Contexts must
 // live as long as the process: one that takes the place of another would get functions of the other.
-void prepare(const KernelPack& pack, const LookupCall& call);
-void prepare(const KernelPack& pack, const TopkCall& call);
+void prepare(const KernelArchive& archive, const LookupCall& call);
+void prepare(const KernelArchive& archive, const TopkCall& call);
 
 // Enqueue the kernel; all throw where none serves the call, or where a size is beyond what kernels take.
-void launch(const KernelPack& pack, const LookupCall& call, Stream stream);
-void launch(const KernelPack& pack, const TopkCall& call, Stream stream);
+void launch(const KernelArchive& archive, const LookupCall& call, Stream stream);
+void launch(const KernelArchive& archive, const TopkCall& call, Stream stream);
 
 }  // namespace umv2::cuda

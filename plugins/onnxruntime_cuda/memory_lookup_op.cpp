@@ -13,7 +13,7 @@ class MemoryLookup : public LookupSignature {
  public:
   static constexpr const char* kProvider = kExecutionProvider;
 
-  MemoryLookup(const Api& api, const KernelInfo* info) : api_(api), attributes_(api, info), pack_(cuda::kernel_pack()) {}
+  MemoryLookup(const Api& api, const KernelInfo* info) : api_(api), attributes_(api, info), archive_(cuda::kernel_archive()) {}
 
   const Api& api() const { return api_; }
 
@@ -45,13 +45,13 @@ class MemoryLookup : public LookupSignature {
     call.row_scales = inputs.row_scales.data;
     call.rows = inputs.shards;
     call.output = output<void>(api_, context, 0, {inputs.tokens, width});
-    cuda::launch(pack_, call, stream_of(api_, context));
+    cuda::launch(archive_, call, stream_of(api_, context));
   }
 
  private:
   const Api& api_;
   LookupAttributes attributes_;
-  const cuda::KernelPack& pack_;
+  const cuda::KernelArchive& archive_;
 };
 
 }  // namespace

@@ -24,8 +24,9 @@ from tests.plugins.test_onnxruntime_library import lookup_case, tucker_feed
 from umv2_export import cuda_library
 from umv2_export.bench.one_node import tucker_model
 from umv2_export.bundle import Bundle
-from umv2_export.gpu.bundle_variants import bundle_variants
-from umv2_export.gpu.variants import Variant, lookup_variant, topk_variant
+from umv2_export.gpu.lookup_variants import lookup_variant
+from umv2_export.gpu.topk_variants import topk_variant
+from umv2_export.gpu.variants import Variant, node_variants
 from umv2_export.parity.compare import Tolerance, difference
 
 Exported = Callable[..., tuple[Path, dict[str, Any]]]
@@ -91,6 +92,11 @@ def run_on_stand_in(library: Path, folder: Path, cases: Mapping[str, Case]) -> d
     return found
 
 
+def bundle_kernels(bundle: Bundle) -> list[Variant]:
+    """Those that its nodes ask for."""
+    return node_variants(bundle.config, bundle.layout.shards, bundle.layout.dtype)
+
+
 def model_feed(bundle: Bundle, *, past: int) -> dict[str, Array]:
     """Three tokens of two sequences after some cached ones."""
     rng = np.random.default_rng(0)
@@ -118,7 +124,7 @@ def test_bundles_give_the_logits_of_their_bodies(library: Path, tmp_path: Path, 
     bundles = {label: Bundle(exported(*arguments)[0]) for label, arguments in BUNDLES.items()}
     assert bundles["pre-values in several shards"].layout.shards > 1
     cases = {
-        f"{label}, past {past}": Case(bundle.model_file, bundle_variants(bundle), model_feed(bundle, past=past))
+        f"{label}, past {past}": Case(bundle.model_file, bundle_kernels(bundle), model_feed(bundle, past=past))
         for label, bundle in bundles.items()
         for past in (0, 4)
     }
@@ -237,7 +243,7 @@ def test_what_no_kernel_takes_is_an_error_of_the_op(library: Path, tmp_path: Pat
 
 def test_the_types_of_a_bf16_bundle_are_accepted(library: Path, tmp_path: Path, exported: Exported) -> None:
     bundle = Bundle(exported("v2_per_rank", "--dtype", "bf16", "--target", "gpu")[0])
-    found = run_on_stand_in(library, tmp_path, {"bf16": Case(bundle.model_file, bundle_variants(bundle), {})})
+    found = run_on_stand_in(library, tmp_path, {"bf16": Case(bundle.model_file, bundle_kernels(bundle), {})})
     # The provider of the CPU lacks the arithmetic of the standard ops; a type that an op refused would be met before.
     assert "Could not find an implementation for Mul" in found["bf16"]
 

@@ -12,7 +12,9 @@ import torch
 from umv2_export import __version__
 from umv2_export.errors import InputRejected, shown
 from umv2_export.files import file_sha256, inside, read_json
-from umv2_export.gpu.variants import LookupVariant, SumVariant, TopkVariant, Variant
+from umv2_export.gpu.lookup_variants import LookupVariant, SumVariant
+from umv2_export.gpu.topk_variants import TopkVariant
+from umv2_export.gpu.variants import Variant
 
 __all__ = ["INDEX_FILE", "CompiledKernel", "plain_variant", "read_index", "write_index"]
 
@@ -108,15 +110,23 @@ def plain_variant(variant: Variant) -> dict[str, Any]:
     }
 
 
-def write_index(folder: Path, kernels: Iterable[CompiledKernel]) -> None:
-    """Write the index of the kernels in a folder."""
+def write_index(folder: Path, kernels: Iterable[CompiledKernel]) -> list[CompiledKernel]:
+    """Write the index of kernels in a folder; returns them in its order: readers take the first that fits."""
+    ordered = sorted(kernels, key=_rank)
     document = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "tool_version": __version__,
-        "kernels": [kernel.as_dict() for kernel in kernels],
+        "kernels": [kernel.as_dict() for kernel in ordered],
     }
     (folder / INDEX_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return ordered
+
+
+def _rank(kernel: CompiledKernel) -> tuple[Any, ...]:
+    """What comes first is taken: code for a device's own architecture, then what fits closest; a total order."""
+    major, minor = map(int, kernel.compute_capability.split("."))
+    return kernel.op, -major, -minor, kernel.typed_variant().waste, kernel.name
 
 
 def read_index(folder: Path) -> list[CompiledKernel]:
