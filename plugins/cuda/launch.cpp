@@ -162,10 +162,18 @@ void enqueue_sum(const KernelArchive& archive, const Splits& splits, const Looku
 
 }  // namespace
 
-int64_t scratch_bytes(int64_t groups, int64_t value_dim) {
+int64_t most_scratch_bytes(int64_t groups, int64_t value_dim) {
   // tokens * groups * splits < kSplitPrograms + tokens * groups, where tokens * groups < kSplitPrograms.
   if (groups >= kSplitPrograms) return 0;
   return product_of({2 * kSplitPrograms, value_dim, int64_t{sizeof(float)}}, "the size of the sums");
+}
+
+int64_t scratch_bytes(const KernelArchive& archive, const LookupCall& call) {
+  check_sizes(call);
+  const auto found = splits(archive, call);
+  if (!found) return 0;
+  return product_of({call.tokens, call.groups, found->count, call.node.value_dim, int64_t{sizeof(float)}},
+                    "the size of the sums");
 }
 
 void prepare(const KernelArchive& archive, const LookupCall& call) {

@@ -18,8 +18,8 @@ struct LookupCall {
   void* scratch;
 };
 
-// What splits of a lookup take, whatever the number of tokens is: few tokens are split, many need no splits.
-int64_t scratch_bytes(int64_t groups, int64_t value_dim);
+// What splits of a lookup take at most, whatever the number of tokens is: few tokens are split, many need no splits.
+int64_t most_scratch_bytes(int64_t groups, int64_t value_dim);
 
 struct TopkCall {
   TopkTraits node;
@@ -27,6 +27,9 @@ struct TopkCall {
   const void *row_scores, *col_scores, *u, *v, *cores;
   void *addresses, *scores;
 };
+
+// What the splits of this call take; 0 where no hits are split. Tensors are not looked at.
+int64_t scratch_bytes(const KernelArchive& archive, const LookupCall& call);
 
 // Load the kernel of a call into the current context, so that no launch has to; tensors are not looked at. Contexts must
 // live as long as the process: one that takes the place of another would get functions of the other.

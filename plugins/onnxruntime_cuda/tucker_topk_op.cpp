@@ -12,7 +12,8 @@ class TuckerTopK : public TopkSignature {
  public:
   static constexpr const char* kProvider = kExecutionProvider;
 
-  TuckerTopK(const Api& api, const KernelInfo* info) : api_(api), attributes_(api, info), archive_(cuda::kernel_archive()) {}
+  TuckerTopK(const Api& api, const KernelInfo* info)
+      : api_(api), attributes_(api, info), archive_(cuda::kernel_archive()) {}
 
   const Api& api() const { return api_; }
 
