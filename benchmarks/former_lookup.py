@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from umv2_export.gpu.variants import lookup_variant
+from umv2_export.gpu.lookup_variants import lookup_variant
 
 __all__ = ["former_lookup"]
 

@@ -2,6 +2,8 @@
 
 #include <dlfcn.h>
 
+#include "require.h"
+
 namespace umv2::cuda {
 namespace {
 
@@ -15,7 +17,7 @@ constexpr int kDefaultSharedBytes = 48 * 1024;
 template <typename Signature>
 void resolve(void* library, const char* name, Signature*& target) {
   target = reinterpret_cast<Signature*>(dlsym(library, name));
-  if (target == nullptr) throw Error(std::string("the CUDA driver has no ") + name);
+  require(target != nullptr, "the CUDA driver has no ", name);
 }
 
 }  // namespace
@@ -27,7 +29,7 @@ const Driver& Driver::instance() {
 
 Driver::Driver() {
   void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) throw Error("libcuda.so.1 cannot be loaded: the NVIDIA driver is not installed");
+  require(library != nullptr, "libcuda.so.1 cannot be loaded: the NVIDIA driver is not installed");
   resolve(library, "cuInit", init_);
   resolve(library, "cuCtxGetCurrent", ctx_get_current_);
   resolve(library, "cuCtxGetDevice", ctx_get_device_);
@@ -44,14 +46,14 @@ void Driver::check(int result, const char* what) const {
   if (result == 0) return;
   const char* text = nullptr;
   get_error_string_(result, &text);
-  throw Error(std::string("the CUDA driver failed to ") + what + ": " +
-              (text == nullptr ? "error " + std::to_string(result) : text));
+  require(text != nullptr, "the CUDA driver failed to ", what, ": error ", result);
+  require(false, "the CUDA driver failed to ", what, ": ", text);
 }
 
 Context Driver::current_context() const {
   Context context = nullptr;
   check(ctx_get_current_(&context), "name the current context");
-  if (context == nullptr) throw Error("no CUDA context is current in the calling thread");
+  require(context != nullptr, "no CUDA context is current in the calling thread");
   return context;
 }
 

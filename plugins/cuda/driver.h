@@ -3,16 +3,9 @@
 #pragma once
 
 #include <cstdint>
-#include <stdexcept>
 #include <string>
 
 namespace umv2::cuda {
-
-// Whatever keeps a kernel from running: no driver, no kernel that fits, an input that none takes.
-class Error : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
 
 struct ComputeCapability {
   int major, minor;

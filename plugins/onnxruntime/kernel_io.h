@@ -7,37 +7,20 @@
 #include <initializer_list>
 #include <optional>
 #include <ostream>
-#include <sstream>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "../common/checked.h"
+#include "checked.h"
 #include "ort_abi.h"
+#include "require.h"
 
 namespace umv2::ort {
-
-// A failed call of the runtime, or an input that an op refuses; becomes the status that the op returns.
-class Error : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
 
 inline void check(const Api& api, Status* status, const char* what) {
   if (status == nullptr) return;
   const std::string message = std::string("ONNX Runtime failed: ") + what + ": " + api.error_message(status);
   api.release_status(status);
   throw Error(message);
-}
-
-// Refuses what does not hold. The message is put together from its parts, tensors by their shapes, only then: in a call of
-// 20 us the strings of a dozen checks that pass would show.
-template <typename... Parts>
-void require(bool holds, const Parts&... parts) {
-  if (holds) return;
-  std::ostringstream message;
-  (void)(message << ... << parts);
-  throw Error(message.str());
 }
 
 // Runs `body`; no exception may cross the C interface.

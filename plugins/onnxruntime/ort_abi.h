@@ -18,10 +18,13 @@ struct KernelContext;
 struct KernelInfo;
 struct SessionOptions;
 struct CustomOpDomain;
+struct Allocator;
+struct MemoryInfo;
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 enum ElementType : int { kUndefined = 0, kFloat = 1, kInt8 = 3, kInt64 = 7, kFloat16 = 10, kBFloat16 = 16 };
 enum Characteristic : int { kRequired = 0, kOptional = 1, kVariadic = 2 };
+enum MemoryType : int { kDefaultMemory = 0 };
 
 // The function table: an array of pointers, of which these are called.
 class Api {
@@ -54,6 +57,13 @@ class Api {
   Status* tensor_info(const Value* value, TensorInfo** info) const {
     return call<Status*(const Value*, TensorInfo**)>(65)(value, info);
   }
+  Status* allocate(Allocator* allocator, size_t size, void** memory) const {
+    return call<Status*(Allocator*, size_t, void**)>(75)(allocator, size, memory);
+  }
+  Status* free(Allocator* allocator, void* memory) const { return call<Status*(Allocator*, void*)>(76)(allocator, memory); }
+  Status* allocator_info(const Allocator* allocator, const MemoryInfo** info) const {
+    return call<Status*(const Allocator*, const MemoryInfo**)>(77)(allocator, info);
+  }
   Status* attribute_float(const KernelInfo* info, const char* name, float* value) const {
     return call<Status*(const KernelInfo*, const char*, float*)>(85)(info, name, value);
   }
@@ -75,6 +85,7 @@ class Api {
   }
   void release_status(Status* status) const { call<void(Status*)>(93)(status); }
   void release_tensor_info(TensorInfo* info) const { call<void(TensorInfo*)>(99)(info); }
+  void release_allocator(Allocator* allocator) const { call<void(Allocator*)>(132)(allocator); }
   Status* attribute_ints(const KernelInfo* info, const char* name, int64_t* values, size_t* count) const {
     return call<Status*(const KernelInfo*, const char*, int64_t*, size_t*)>(163)(info, name, values, count);
   }
@@ -92,6 +103,14 @@ class Api {
     // 0 batches: the runtime cuts the range by its own number of threads.
     return call<Status*(const KernelContext*, void (*)(void*, size_t), size_t, size_t, void*)>(274)(context, body,
                                                                                                      total, 0, data);
+  }
+  // Of the stream of the call, which must have one. It is freed by the allocator that `info` is of.
+  Status* scratch_buffer(const KernelContext* context, const MemoryInfo* info, size_t size, void** memory) const {
+    return call<Status*(const KernelContext*, const MemoryInfo*, size_t, void**)>(277)(context, info, size, memory);
+  }
+  // The allocator of the node's provider; whoever asks releases it.
+  Status* kernel_allocator(const KernelInfo* info, MemoryType type, Allocator** allocator) const {
+    return call<Status*(const KernelInfo*, int, Allocator**)>(278)(info, type, allocator);
   }
 
  private:

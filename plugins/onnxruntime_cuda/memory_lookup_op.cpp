@@ -5,6 +5,7 @@
 #include "op_inputs.h"
 #include "ops.h"
 #include "registration.h"
+#include "scratch.h"
 
 namespace umv2::ort {
 namespace {
@@ -13,7 +14,8 @@ class MemoryLookup : public LookupSignature {
  public:
   static constexpr const char* kProvider = kExecutionProvider;
 
-  MemoryLookup(const Api& api, const KernelInfo* info) : api_(api), attributes_(api, info), pack_(cuda::kernel_pack()) {}
+  MemoryLookup(const Api& api, const KernelInfo* info)
+      : api_(api), attributes_(api, info), archive_(cuda::kernel_archive()), memory_(api, info) {}
 
   const Api& api() const { return api_; }
 
@@ -45,13 +47,17 @@ class MemoryLookup : public LookupSignature {
     call.row_scales = inputs.row_scales.data;
     call.rows = inputs.shards;
     call.output = output<void>(api_, context, 0, {inputs.tokens, width});
-    cuda::launch(pack_, call, stream_of(api_, context));
+    const cuda::Stream stream = stream_of(api_, context);
+    const Scratch sums(memory_, context, stream, cuda::scratch_bytes(archive_, call));
+    call.scratch = sums.data();
+    cuda::launch(archive_, call, stream);
   }
 
  private:
   const Api& api_;
   LookupAttributes attributes_;
-  const cuda::KernelPack& pack_;
+  const cuda::KernelArchive& archive_;
+  DeviceMemory memory_;
 };
 
 }  // namespace

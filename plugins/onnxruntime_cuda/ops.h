@@ -2,7 +2,7 @@
 // products, which the provider computes best itself, and once an op is registered its body is not used.
 #pragma once
 
-#include "kernel_pack.h"
+#include "kernel_archive.h"
 #include "library.h"
 
 // The tests run whole models on a machine without a GPU: they compile these files for the provider of the CPU, and put a

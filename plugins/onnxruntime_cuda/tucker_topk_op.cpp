@@ -12,7 +12,8 @@ class TuckerTopK : public TopkSignature {
  public:
   static constexpr const char* kProvider = kExecutionProvider;
 
-  TuckerTopK(const Api& api, const KernelInfo* info) : api_(api), attributes_(api, info), pack_(cuda::kernel_pack()) {}
+  TuckerTopK(const Api& api, const KernelInfo* info)
+      : api_(api), attributes_(api, info), archive_(cuda::kernel_archive()) {}
 
   const Api& api() const { return api_; }
 
@@ -33,13 +34,13 @@ class TuckerTopK : public TopkSignature {
     call.cores = inputs.cores.data;
     call.addresses = output<void>(api_, context, 0, {inputs.tokens, hits});
     call.scores = output<void>(api_, context, 1, {inputs.tokens, hits, inputs.core_count});
-    cuda::launch(pack_, call, stream_of(api_, context));
+    cuda::launch(archive_, call, stream_of(api_, context));
   }
 
  private:
   const Api& api_;
   TopkAttributes attributes_;
-  const cuda::KernelPack& pack_;
+  const cuda::KernelArchive& archive_;
 };
 
 }  // namespace

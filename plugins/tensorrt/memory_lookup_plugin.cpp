@@ -82,7 +82,7 @@ class MemoryLookup {
   int64_t workspace_bytes(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t count) const {
     if (inputs == nullptr || count < 1 || inputs[count - 1].max.nbDims != 2) return 0;
     const int64_t width = inputs[count - 1].max.d[1];
-    return width > pre_value_dim_ ? cuda::scratch_bytes(groups_, width - pre_value_dim_) : 0;
+    return width > pre_value_dim_ ? cuda::most_scratch_bytes(groups_, width - pre_value_dim_) : 0;
   }
 
   cuda::LookupCall call(const nvinfer1::PluginTensorDesc* inputs, int32_t count) const {
@@ -137,7 +137,7 @@ class MemoryLookup {
     if (call.node.rows == cuda::ElementType::kInt8) call.row_scales = *inputs++;
     call.rows.assign(inputs, inputs + call.node.shards);
     call.output = outputs[0];
-    call.scratch = cuda::scratch_bytes(groups_, call.node.value_dim) > 0 ? workspace : nullptr;
+    call.scratch = cuda::most_scratch_bytes(groups_, call.node.value_dim) > 0 ? workspace : nullptr;
   }
 
  private:

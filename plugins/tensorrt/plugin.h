@@ -80,8 +80,8 @@ class Plugin final : public nvinfer1::IPluginV3,
     return guarded(Op::kName, [&] {
       const auto call = op_.call(inputs, count);
       input_count_ = count;
-      pack_ = &cuda::kernel_pack();
-      cuda::prepare(*pack_, call);
+      archive_ = &cuda::kernel_archive();
+      cuda::prepare(*archive_, call);
     });
   }
   int32_t enqueue(const nvinfer1::PluginTensorDesc* input_descs, const nvinfer1::PluginTensorDesc*,
@@ -90,7 +90,7 @@ class Plugin final : public nvinfer1::IPluginV3,
     return guarded(Op::kName, [&] {
       auto call = op_.call(input_descs, input_count_);
       op_.bind(call, inputs, outputs, workspace);
-      cuda::launch(*pack_, call, stream);
+      cuda::launch(*archive_, call, stream);
     });
   }
   nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override { return clone(); }
@@ -107,7 +107,7 @@ class Plugin final : public nvinfer1::IPluginV3,
   std::string identity_;
   // Of the last change of shapes, which comes before any enqueue.
   int32_t input_count_ = 0;
-  const cuda::KernelPack* pack_ = nullptr;
+  const cuda::KernelArchive* archive_ = nullptr;
   // Point into op_, so they are filled in when they are asked for: a copy has its own.
   std::vector<nvinfer1::PluginField> fields_;
   nvinfer1::PluginFieldCollection collection_;

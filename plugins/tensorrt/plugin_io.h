@@ -7,35 +7,24 @@
 #include <exception>
 #include <initializer_list>
 #include <ostream>
-#include <sstream>
-#include <stdexcept>
 #include <string>
 
-#include "kernel_pack.h"
+#include "kernel_archive.h"
+#include "require.h"
 
-namespace umv2::tensorrt {
-
-// An attribute or an input that a plugin refuses.
-class Error : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
+// Where a template of another namespace finds it.
+namespace nvinfer1 {
 
 // Its shape, for messages.
-inline std::ostream& operator<<(std::ostream& out, const nvinfer1::Dims& dims) {
+inline std::ostream& operator<<(std::ostream& out, const Dims& dims) {
   out << "[";
   for (int32_t i = 0; i < dims.nbDims; ++i) out << (i ? ", " : "") << dims.d[i];
   return out << "]";
 }
 
-// Refuses what does not hold. The message is put together from its parts only then: this runs in every enqueue.
-template <typename... Parts>
-void require(bool holds, const Parts&... parts) {
-  if (holds) return;
-  std::ostringstream message;
-  (void)(message << ... << parts);
-  throw Error(message.str());
-}
+}  // namespace nvinfer1
+
+namespace umv2::tensorrt {
 
 // To the log of TensorRT, or to stderr where it gave none.
 void log_error(const std::string& message) noexcept;

@@ -12,8 +12,8 @@ from types import GenericAlias
 from typing import Any, cast
 
 from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest, Unsupported
-from umv2_export.gpu.calls import Call, Dimension, LookupCall, TopkCall, choose_kernel
 from umv2_export.gpu.index import INDEX_FILE, CompiledKernel, read_index
+from umv2_export.gpu.nodes import Dimension, LookupNode, Node, TopkNode, choose_kernel
 from umv2_export.ops import DOMAIN
 from umv2_export.ops.tucker_topk import schema as topk_schema
 from umv2_export.plugins.tensorrt.interface import LaunchParameters, PluginModule, SymbolicInts, TensorDescription
@@ -57,7 +57,7 @@ def register_plugins(
         lookup_inputs = _only_inputs(compiled, kernels)
     plugins = [
         _Plugin(trt, trtp, kernels, call, list(inputs), _serving(compiled, call.op, inputs))
-        for call, inputs in ((TopkCall, topk_inputs), (LookupCall, lookup_inputs))
+        for call, inputs in ((TopkNode, topk_inputs), (LookupNode, lookup_inputs))
     ]
     for plugin in plugins:
         if not plugin.kernels and not allow_jit:
@@ -97,7 +97,7 @@ def _only_inputs(kernels: Sequence[CompiledKernel], folder: Path) -> list[str]:
     Raises:
         InvalidRequest: there is none, or their inputs differ.
     """
-    inputs = sorted({tuple(_inputs(kernel)) for kernel in kernels if kernel.op == LookupCall.op})
+    inputs = sorted({tuple(_inputs(kernel)) for kernel in kernels if kernel.op == LookupNode.op})
     if len(inputs) == 1:
         return list(inputs[0])
     raise InvalidRequest(
@@ -130,21 +130,21 @@ class _Plugin:
     trt: Any
     trtp: PluginModule
     folder: Path
-    call: type[TopkCall | LookupCall]
+    call: type[TopkNode | LookupNode]
     inputs: list[str]
     kernels: list[CompiledKernel]
 
     @property
     def attributes(self) -> dict[str, Any]:
         """Name -> type, as the ONNX nodes have them; `plugin_namespace` and `plugin_version` are the parser's."""
-        common = {field.name for field in fields(Call)}
+        common = {field.name for field in fields(Node)}
         return {field.name: field.type for field in fields(self.call) if field.name not in common}
 
     def register(self, *, allow_jit: bool) -> None:
         """Hand the functions to TensorRT."""
         plugin_id = f"{DOMAIN}::{self.call.op}"
         description = self.trtp.TensorDesc
-        returned: Any = GenericAlias(tuple, (description, description)) if self.call is TopkCall else description
+        returned: Any = GenericAlias(tuple, (description, description)) if self.call is TopkNode else description
         annotated = {**dict.fromkeys(self.inputs, description), **self.attributes}
         self.trtp.register(plugin_id)(_function(self.describe, annotated, returned))
         # The functions below take the same without annotations, which TensorRT compares where it finds some.
@@ -205,20 +205,20 @@ class _Plugin:
         with torch.cuda.stream(torch.cuda.ExternalStream(values["stream"])):
             tensors = {name: torch.as_tensor(values[name], device="cuda") for name in self.inputs}
             arguments: list[Any] = list(tensors.values())
-            if self.call is LookupCall:
+            if self.call is LookupNode:
                 shards = [tensor for name, tensor in tensors.items() if name.startswith("rows_")]
                 arguments = [tensors.get(name) for name in ("indices", "scores", "group", "query", "row_scales")]
                 arguments.append(shards)
             attributes = self._given(values)
             results = (
                 launch_topk(*arguments, **attributes)
-                if self.call is TopkCall
+                if self.call is TopkNode
                 else [launch_lookup(*arguments, **attributes)]
             )
             for output, result in zip(values["outputs"], results, strict=True):
                 torch.as_tensor(output, device="cuda").copy_(result)
 
-    def _node(self, values: dict[str, Any], dtypes: dict[str, str]) -> TopkCall | LookupCall:
+    def _node(self, values: dict[str, Any], dtypes: dict[str, str]) -> TopkNode | LookupNode:
         return self.call({name: values[name].shape_expr for name in self.inputs}, dtypes, **self._given(values))
 
     def _given(self, values: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from tests.models import GOLDEN
 from umv2_export.checkpoint import open_checkpoint
 from umv2_export.gpu.ahead_of_time import build_kernels
 from umv2_export.gpu.index import read_index, write_index
-from umv2_export.gpu.variants import lookup_variant, model_variants
+from umv2_export.gpu.lookup_variants import lookup_variant
+from umv2_export.gpu.variants import model_variants
 
 __all__ = ["CASES", "TOPK_CASE", "Case", "compiled_folder"]
 

@@ -18,15 +18,15 @@ from tests.ops.test_memory_lookup import Lookup
 from tests.ops.test_tucker_topk import ATOL, assert_same_hits, inputs
 from umv2_export.checkpoint import open_checkpoint
 from umv2_export.gpu import driver
-from umv2_export.gpu.calls import Call, LookupCall, TopkCall, choose_kernel
 from umv2_export.gpu.index import CompiledKernel, read_index
+from umv2_export.gpu.nodes import LookupNode, Node, TopkNode, choose_kernel
 
 TOKENS = 3
 ROWS_PER_SHARD = 41
 
 
 def launched(
-    device: driver.Device, folder: Path, call: Call, arrays: Mapping[str, Any], *, as_cubin: bool
+    device: driver.Device, folder: Path, call: Node, arrays: Mapping[str, Any], *, as_cubin: bool
 ) -> list[np.ndarray[Any, Any]]:
     """The outputs of the kernel of `folder` that serves a call, on these inputs."""
     kernel: CompiledKernel = choose_kernel(read_index(folder), call)
@@ -69,7 +69,7 @@ def check_lookup(device: driver.Device, case: Case, folder: Path, *, as_cubin: b
         **{name: array for name, array in optional.items() if array is not None},
         **{f"rows_{s}": shard for s, shard in enumerate(lookup.rows)},
     }
-    call = LookupCall(*_shapes(arrays), activation=memory.activation, **lookup.attributes)
+    call = LookupNode(*_shapes(arrays), activation=memory.activation, **lookup.attributes)
     (found,) = launched(device, folder, call, arrays, as_cubin=as_cubin)
     np.testing.assert_allclose(found, lookup.by_oracle(), rtol=1e-5, atol=5e-5)
 
@@ -82,7 +82,7 @@ def check_topk(device: driver.Device, folder: Path, *, as_cubin: bool) -> None:
         tokens=TOKENS, heads=2, keys=memory.stored_side, ranks=memory.tucker_rank, cores=memory.tucker_cores
     )
     row_topk, topk = memory.row_topk - 1, memory.topk
-    found = launched(device, folder, TopkCall(*_shapes(arrays), row_topk, topk), arrays, as_cubin=as_cubin)
+    found = launched(device, folder, TopkNode(*_shapes(arrays), row_topk, topk), arrays, as_cubin=as_cubin)
     truth = oracle.tucker_topk(*arrays.values(), row_topk=row_topk, topk=topk)
     assert_same_hits(found, list(truth), 2, ATOL[np.float32])
 

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from tests.gpu.stand_in_kernels import write_stand_in_kernels
-from umv2_export.gpu.variants import LookupVariant, Variant, lookup_variant, topk_variant
+from umv2_export.gpu.lookup_variants import LookupVariant, lookup_variant
+from umv2_export.gpu.topk_variants import topk_variant
+from umv2_export.gpu.variants import Variant
 
 __all__ = ["lookup", "made_up_folder", "topk"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from umv2_export.gpu.index import CompiledKernel, read_index
-from umv2_export.gpu.variants import LookupVariant, SumVariant
+from umv2_export.gpu.lookup_variants import LookupVariant, SumVariant
 
 __all__ = ["build_stand_in", "stand_in_environment", "write_kernels"]
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from umv2_export.gpu.archive import ARCHIVE_FILE, archive_kernels
 from umv2_export.gpu.index import CompiledKernel, plain_variant, write_index
-from umv2_export.gpu.pack import PACK_FILE, pack_kernels
 from umv2_export.gpu.variants import Variant
 
 __all__ = ["entry_name", "write_stand_in_kernels"]
@@ -38,8 +38,8 @@ def write_stand_in_kernels(
         for capability in capabilities
     ]
     write_index(folder, kernels)
-    (folder / PACK_FILE).write_bytes(pack_kernels(folder, kernels))
-    return folder / PACK_FILE
+    (folder / ARCHIVE_FILE).write_bytes(archive_kernels(folder))
+    return folder / ARCHIVE_FILE
 
 
 def _write(folder: Path, variant: Variant, capability: str, image_capability: str) -> CompiledKernel:

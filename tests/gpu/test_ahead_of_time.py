@@ -7,7 +7,7 @@ import re
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -19,22 +19,18 @@ from umv2_export.gpu import ahead_of_time
 from umv2_export.gpu.ahead_of_time import (
     ARCHITECTURES,
     COMPILER_MEMORY,
-    INDEX_FILE,
     _without_scratch,
     build_kernels,
     compiled_for,
     compiler_processes,
 )
-from umv2_export.gpu.index import read_index
-from umv2_export.gpu.pack import PACK_FILE
-from umv2_export.gpu.variants import (
-    LookupVariant,
-    TopkVariant,
-    Variant,
-    lookup_variant,
-    sum_variant,
-    topk_variant,
-)
+from umv2_export.gpu.archive import ARCHIVE_FILE
+from umv2_export.gpu.index import INDEX_FILE, read_index
+from umv2_export.gpu.lookup_variants import LookupVariant, lookup_variant, sum_variant
+from umv2_export.gpu.topk_variants import TopkVariant, topk_variant
+
+if TYPE_CHECKING:
+    from umv2_export.gpu.variants import Variant
 
 # Architectures on which ptxas spilled some bytes of the top-k until it was told that one program is enough.
 TOPK_BUILDS = {32: ["9.0", "12.0"], 128: ["8.6", "9.0"]}
@@ -221,7 +217,7 @@ def test_the_command_compiles_what_a_bundle_calls(tmp_path: Path, exported: Any)
     kernels = json.loads(result.stdout)["kernels"]
     assert kernels == json.loads((tmp_path / "out" / INDEX_FILE).read_text())["kernels"]
     written = {file.name for file in (tmp_path / "out").iterdir()}
-    assert written == {INDEX_FILE, PACK_FILE, *(name for kernel in kernels for name in kernel["sha256"])}
+    assert written == {INDEX_FILE, ARCHIVE_FILE, *(name for kernel in kernels for name in kernel["sha256"])}
     assert sum(file.stat().st_size for file in (tmp_path / "out").iterdir()) <= json.loads(planned.stdout)["disk_bytes"]
     shards = len(list(bundle.glob("rows-*.data")))
     assert shards > 1

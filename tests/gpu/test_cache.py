@@ -13,8 +13,10 @@ import torch
 from tests.gpu.stand_in_kernels import write_stand_in_kernels
 from umv2_export.errors import EnvironmentUnfit, Unsupported
 from umv2_export.gpu import cache
-from umv2_export.gpu.pack import PACK_FILE
-from umv2_export.gpu.variants import Variant, lookup_variant, topk_variant
+from umv2_export.gpu.archive import ARCHIVE_FILE
+from umv2_export.gpu.lookup_variants import lookup_variant
+from umv2_export.gpu.topk_variants import topk_variant
+from umv2_export.gpu.variants import Variant
 from umv2_export.progress import Tracker
 
 Builds = list[Path]
@@ -49,7 +51,6 @@ def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builds:
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "build_kernels", build)
-    monkeypatch.setattr(cache, "bundle_variants", lambda bundle: bundle)
     return built
 
 
@@ -59,7 +60,7 @@ def cached(wanted: Any, architecture: str = "8.9") -> Path:
 
 def test_kernels_are_built_once_into_the_cache_folder_of_the_user(builds: Builds, tmp_path: Path) -> None:
     first, second = cached(variants()), cached(variants())
-    assert first == second == builds[0] / PACK_FILE
+    assert first == second == builds[0] / ARCHIVE_FILE
     assert len(builds) == 1
     assert first.is_file()
     assert first.is_relative_to(tmp_path / "cache" / "umv2-export" / "kernels")
@@ -110,7 +111,7 @@ def test_of_two_that_ask_at_once_one_builds_and_the_other_waits(builds: Builds) 
     for thread in threads:
         thread.join()
     assert len(builds) == 1
-    assert found == [builds[0] / PACK_FILE] * 2
+    assert found == [builds[0] / ARCHIVE_FILE] * 2
 
 
 def test_a_cache_that_cannot_be_written_says_what_to_set(

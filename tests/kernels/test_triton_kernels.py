@@ -14,7 +14,7 @@ from tests.ops.test_memory_lookup import CASES, Lookup
 from tests.ops.test_tucker_topk import ATOL, NAMES, assert_same_hits, inputs
 from umv2_export.errors import Unsupported
 from umv2_export.gpu.launch import Form, launch_lookup, launch_topk, shares_rows
-from umv2_export.gpu.variants import SPLIT_PROGRAMS, lookup_variant
+from umv2_export.gpu.lookup_variants import SPLIT_PROGRAMS, lookup_variant
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from umv2_export.gpu.ahead_of_time import build_kernels
-from umv2_export.gpu.pack import PACK_FILE
-from umv2_export.gpu.variants import Variant, lookup_variant, sum_variant, topk_variant
+from umv2_export.gpu.archive import ARCHIVE_FILE
+from umv2_export.gpu.lookup_variants import lookup_variant, sum_variant
+from umv2_export.gpu.topk_variants import topk_variant
+from umv2_export.gpu.variants import Variant
 
 __all__ = ["Case", "compile_cases", "harness_cases", "split_variants_of", "variant_of"]
 
@@ -49,7 +51,7 @@ def compile_cases(harness: Path, folder: Path, capability: str) -> Path:
     cases = harness_cases(harness).values()
     variants = {variant.name: variant for case in cases for variant in (variant_of(case), *split_variants_of(case))}
     build_kernels(folder, list(variants.values()), [capability], replace_target=True)
-    return folder / PACK_FILE
+    return folder / ARCHIVE_FILE
 
 
 if __name__ == "__main__":

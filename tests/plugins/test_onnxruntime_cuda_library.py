@@ -4,10 +4,11 @@ No GPU takes part. The sources of the library are compiled once more for the pro
 the stand-in's.
 """
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from tests.plugins.test_onnxruntime_library import lookup_case, tucker_feed
 from umv2_export import cuda_library
 from umv2_export.bench.one_node import tucker_model
 from umv2_export.bundle import Bundle
-from umv2_export.gpu.bundle_variants import bundle_variants
-from umv2_export.gpu.variants import Variant, lookup_variant, topk_variant
+from umv2_export.gpu.lookup_variants import SPLIT_PROGRAMS, LookupVariant, lookup_variant, sum_variant
+from umv2_export.gpu.topk_variants import topk_variant
+from umv2_export.gpu.variants import Variant, node_variants
 from umv2_export.parity.compare import Tolerance, difference
 
 Exported = Callable[..., tuple[Path, dict[str, Any]]]
@@ -78,7 +80,7 @@ def run_on_stand_in(library: Path, folder: Path, cases: Mapping[str, Case]) -> d
         np.savez(folders[name] / "feed.npz", **feed)
     write_kernels(folder / "kernels.txt", folders.values())
     command: list[str | Path] = [sys.executable, "-m", "tests.plugins.run_cuda_ops", library, *folders.values()]
-    environment = stand_in_environment(kernels=folder / "kernels.txt")
+    environment = stand_in_environment(kernels=folder / "kernels.txt", log=folder / "launches.txt")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, dict[str, Array] | str] = {}
@@ -89,6 +91,11 @@ def run_on_stand_in(library: Path, folder: Path, cases: Mapping[str, Case]) -> d
             with np.load(place / "outputs.npz") as outputs:
                 found[name] = dict(outputs)
     return found
+
+
+def bundle_kernels(bundle: Bundle) -> list[Variant]:
+    """Those that its nodes ask for."""
+    return node_variants(bundle.config, bundle.layout.shards, bundle.layout.dtype)
 
 
 def model_feed(bundle: Bundle, *, past: int) -> dict[str, Array]:
@@ -118,7 +125,7 @@ def test_bundles_give_the_logits_of_their_bodies(library: Path, tmp_path: Path, 
     bundles = {label: Bundle(exported(*arguments)[0]) for label, arguments in BUNDLES.items()}
     assert bundles["pre-values in several shards"].layout.shards > 1
     cases = {
-        f"{label}, past {past}": Case(bundle.model_file, bundle_variants(bundle), model_feed(bundle, past=past))
+        f"{label}, past {past}": Case(bundle.model_file, bundle_kernels(bundle), model_feed(bundle, past=past))
         for label, bundle in bundles.items()
         for past in (0, 4)
     }
@@ -187,6 +194,83 @@ def test_single_ops_give_what_their_bodies_give(library: Path, tmp_path: Path) -
         np.testing.assert_allclose(actual[-1], expected[-1], rtol=1e-5, atol=1e-4)
 
 
+def split_lookup(**options: Any) -> Case:
+    """A lookup with all that it can have, and kernels for splits."""
+    case = lookup_of("everything", 3, **options)
+    [whole] = case.variants
+    assert isinstance(whole, LookupVariant)
+    return Case(case.model, [whole, replace(whole, split=True), sum_variant(torch.float32, value_dim=32)], case.feed)
+
+
+# hits of a token, tokens, and whether the kernels for splits are there -> splits, 0 for none.
+SPLITS = {
+    "few tokens": (200, 3, True, 7),
+    "as many programs as fill a GPU": (200, SPLIT_PROGRAMS, True, 0),
+    "fewer hits than a program takes": (9, 3, True, 0),
+    "no kernels for splits": (200, 3, False, 0),
+}
+
+
+@pytest.mark.parametrize("label", sorted(SPLITS))
+def test_hits_of_few_tokens_are_split_and_give_what_the_body_gives(label: str, library: Path, tmp_path: Path) -> None:
+    hits, tokens, there, splits = SPLITS[label]
+    case = split_lookup(tokens=tokens, hits=hits)
+    [outputs] = run_on_stand_in(
+        library, tmp_path, {label: case if there else replace(case, variants=case.variants[:1])}
+    ).values()
+    assert isinstance(outputs, dict), outputs
+    assert isinstance(case.model, onnx.ModelProto)
+    [actual], [expected] = outputs.values(), run_body(case.model, case.feed)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-4)
+    launches = [json.loads(line) for line in (tmp_path / "launches.txt").read_text().splitlines()]
+    assert [launch["grid"][2] for launch in launches] == ([splits, 1] if splits else [1])
+
+
+def scratch_calls(program: Path, *, stream: int = 9, size: int = 4096, fails: int = -1) -> list[str]:
+    """What the memory of a call asks of the runtime, in order (scratch_test.cpp)."""
+    command = [str(program), str(stream), str(size), str(fails)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def scratch_test(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program."""
+    program = tmp_path_factory.mktemp("scratch") / "scratch_test"
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror"]
+    flags += [f"-I{PLUGINS / name}" for name in ("common", "cuda", "onnxruntime", "onnxruntime_cuda")]
+    source = Path(__file__).with_name("scratch_test.cpp")
+    subprocess.run(["c++", *flags, source, "-o", program], check=True)
+    return program
+
+
+OPENED, CLOSED = ["memory type 0: allocator", "info"], ["release allocator"]
+
+
+def test_memory_for_sums_is_of_the_stream_and_given_back(scratch_test: Path) -> None:
+    assert scratch_calls(scratch_test) == [
+        *OPENED, "4096 bytes of 0x5: scratch buffer", "used: 0x20", "0x20: free", *CLOSED
+    ]  # fmt: skip
+
+
+def test_without_a_stream_memory_is_of_the_allocator(scratch_test: Path) -> None:
+    assert scratch_calls(scratch_test, stream=0) == [
+        *OPENED, "4096 bytes: allocate", "used: 0x10", "0x10: free", *CLOSED
+    ]  # fmt: skip
+
+
+def test_a_call_without_splits_takes_no_memory(scratch_test: Path) -> None:
+    assert scratch_calls(scratch_test, size=0) == [*OPENED, "used: (nil)", *CLOSED]
+
+
+def test_a_runtime_without_memory_is_an_error_that_leaks_nothing(scratch_test: Path) -> None:
+    failed = ["release status", *CLOSED, "ONNX Runtime failed: scratch memory: it fails"]
+    assert scratch_calls(scratch_test, fails=277)[-3:] == failed
+    assert scratch_calls(scratch_test, stream=0, fails=75)[-3:] == failed
+    info = ["release status", *CLOSED, "ONNX Runtime failed: allocator info: it fails"]
+    assert scratch_calls(scratch_test, fails=77)[-3:] == info
+
+
 EVERYTHING = LOOKUPS["int8 rows with everything else"]
 
 
@@ -237,7 +321,7 @@ def test_what_no_kernel_takes_is_an_error_of_the_op(library: Path, tmp_path: Pat
 
 def test_the_types_of_a_bf16_bundle_are_accepted(library: Path, tmp_path: Path, exported: Exported) -> None:
     bundle = Bundle(exported("v2_per_rank", "--dtype", "bf16", "--target", "gpu")[0])
-    found = run_on_stand_in(library, tmp_path, {"bf16": Case(bundle.model_file, bundle_variants(bundle), {})})
+    found = run_on_stand_in(library, tmp_path, {"bf16": Case(bundle.model_file, bundle_kernels(bundle), {})})
     # The provider of the CPU lacks the arithmetic of the standard ops; a type that an op refused would be met before.
     assert "Could not find an implementation for Mul" in found["bf16"]
 

@@ -21,8 +21,9 @@ from tests.gpu.stand_in import stand_in_environment, write_kernels
 from tests.gpu.stand_in_kernels import write_stand_in_kernels
 from tests.plugins.harness_kernels import Case, compile_cases, harness_cases, split_variants_of, variant_of
 from umv2_export.gpu.ahead_of_time import build_kernels
-from umv2_export.gpu.pack import PACK_FILE
-from umv2_export.gpu.variants import LookupVariant, Variant
+from umv2_export.gpu.archive import ARCHIVE_FILE
+from umv2_export.gpu.lookup_variants import LookupVariant
+from umv2_export.gpu.variants import Variant
 
 ROOT = Path(__file__).parents[2]
 CAPABILITY = "8.9"
@@ -394,7 +395,7 @@ def test_kernels_are_built_into_the_library_and_anew_when_they_change(
     variant = variant_of(cases["lookup-fp32"])
     build_kernels(tmp_path / "compiled", [variant], [CAPABILITY])
     write_kernels(tmp_path / "kernels.txt", [tmp_path / "compiled"])
-    pack = tmp_path / "compiled" / PACK_FILE
+    pack = tmp_path / "compiled" / ARCHIVE_FILE
     real = pack.read_bytes()
     environment = stand_in_environment(kernels=tmp_path / "kernels.txt", capability=CAPABILITY)
     environment.pop("UMV2_GPU_KERNELS", None)

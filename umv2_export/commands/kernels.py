@@ -16,7 +16,7 @@ from umv2_export.terminal import echo
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from umv2_export.gpu.ahead_of_time import CompiledKernel
+    from umv2_export.gpu.index import CompiledKernel
 
 __all__ = ["kernels"]
 

@@ -9,8 +9,8 @@ from umv2_export.engines.backend import Plugins
 from umv2_export.engines.manifest import EngineManifest
 from umv2_export.errors import InputRejected, InvalidRequest
 from umv2_export.gpu.ahead_of_time import build_kernels, compiled_for
-from umv2_export.gpu.bundle_variants import bundle_variants
-from umv2_export.gpu.variants import LookupVariant
+from umv2_export.gpu.lookup_variants import LookupVariant
+from umv2_export.gpu.variants import node_variants, without_splits
 from umv2_export.progress import Tracker
 
 __all__ = ["check_plugin_library", "plugins_to_load", "prepare_plugins"]
@@ -44,7 +44,7 @@ def prepare_plugins(
         return None
     if library is not None:
         return {"library": str(library.resolve()), "ops": list(ops)}
-    variants = bundle_variants(bundle)
+    variants = without_splits(node_variants(bundle.config, bundle.layout.shards, bundle.layout.dtype))
     [lookup] = [variant for variant in variants if isinstance(variant, LookupVariant)]
     # Of bodies that Python compiles where the engine is loaded, nothing is made before: the index is empty.
     compiled = [name for name in map(compiled_for, architectures) if name is not None] if kind == "aot" else []

@@ -22,8 +22,8 @@ from typing import Any
 
 from umv2_export.errors import BuildFailed, EnvironmentUnfit
 from umv2_export.files import atomic_directory
-from umv2_export.gpu.index import INDEX_FILE, CompiledKernel, plain_variant, write_index
-from umv2_export.gpu.pack import PACK_FILE, pack_kernels
+from umv2_export.gpu.archive import ARCHIVE_FILE, archive_kernels
+from umv2_export.gpu.index import CompiledKernel, plain_variant, write_index
 from umv2_export.gpu.variants import Variant
 from umv2_export.memory import available_bytes
 from umv2_export.progress import Tracker, silent
@@ -31,9 +31,7 @@ from umv2_export.progress import Tracker, silent
 __all__ = [
     "ARCHITECTURES",
     "COMPILER_MEMORY",
-    "INDEX_FILE",
     "KERNEL_BYTES",
-    "CompiledKernel",
     "build_kernels",
     "compile_variant",
     "compiled_for",
@@ -147,9 +145,9 @@ def build_kernels(
                 why=f"often for lack of memory: each of {processes} takes about {COMPILER_MEMORY / 1e9:.1f} GB",
                 fix="end other processes, or take a machine with more memory",
             ) from error
-        write_index(folder, compiled)
-        (folder / PACK_FILE).write_bytes(pack_kernels(folder, compiled))
-    return compiled
+        kernels = write_index(folder, compiled)
+        (folder / ARCHIVE_FILE).write_bytes(archive_kernels(folder))
+    return kernels
 
 
 @contextlib.contextmanager

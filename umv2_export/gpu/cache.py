@@ -1,4 +1,4 @@
-"""The kernels of a bundle for one GPU, compiled when they are first asked for and kept in the user's cache folder."""
+"""Kernels for one GPU, compiled when they are first asked for and kept in the user's cache folder."""
 
 import contextlib
 import hashlib
@@ -11,12 +11,10 @@ from filelock import FileLock
 
 import umv2_export.kernels.triton
 from umv2_export import __version__
-from umv2_export.bundle import Bundle
 from umv2_export.errors import EnvironmentUnfit, InputRejected, Unsupported
 from umv2_export.gpu.ahead_of_time import ARCHITECTURES, build_kernels, compiled_for, require_triton
-from umv2_export.gpu.bundle_variants import bundle_variants
-from umv2_export.gpu.index import plain_variant, read_index
-from umv2_export.gpu.pack import PACK_FILE, pack_kernels
+from umv2_export.gpu.archive import ARCHIVE_FILE, archive_kernels
+from umv2_export.gpu.index import plain_variant
 from umv2_export.gpu.variants import Variant
 from umv2_export.progress import Tracker, silent
 
@@ -25,18 +23,18 @@ __all__ = ["cached_kernels"]
 _REMEDY = "let XDG_CACHE_HOME name another folder, or UMV2_GPU_KERNELS the kernels.bin of `umv2-export kernels`"
 
 
-def cached_kernels(bundle: Bundle, architecture: str, track: Tracker = silent) -> Path:
-    """The file (`pack.PACK_FILE`) of the kernels that the nodes of a bundle call.
+def cached_kernels(variants: Sequence[Variant], architecture: str, track: Tracker = silent) -> Path:
+    """The file (`archive.ARCHIVE_FILE`) of these kernels.
 
     The first time it takes 10 to 30 s, most of them for the top-k. Of processes that ask at once, one compiles.
 
     Args:
-        bundle: whose kernels.
+        variants: of the kernels.
         architecture: compute capability, such as 8.9.
         track: progress.
 
     Raises:
-        Unsupported: nothing that is compiled runs on this architecture, or the model has no memory layers.
+        Unsupported: nothing that is compiled runs on this architecture.
         EnvironmentUnfit: Triton is not installed, or the cache folder may not be written.
         BuildFailed: the compiler failed.
     """
@@ -45,14 +43,13 @@ def cached_kernels(bundle: Bundle, architecture: str, track: Tracker = silent) -
         raise Unsupported(
             f"a GPU of compute capability {architecture}", why="kernels are compiled for " + ", ".join(ARCHITECTURES)
         )
-    variants = bundle_variants(bundle)
     require_triton()
     folder = _cache_folder() / _key(variants, compiled)
     if not _is_whole(folder):
         with _alone(folder):
             if not _is_whole(folder):
                 build_kernels(folder, variants, [compiled], track, replace_target=True)
-    return folder / PACK_FILE
+    return folder / ARCHIVE_FILE
 
 
 def _cache_folder() -> Path:
@@ -77,7 +74,7 @@ def _key(variants: Sequence[Variant], architecture: str) -> str:
 
 def _is_whole(folder: Path) -> bool:
     try:
-        return (folder / PACK_FILE).read_bytes() == pack_kernels(folder, read_index(folder))
+        return (folder / ARCHIVE_FILE).read_bytes() == archive_kernels(folder)
     except (OSError, InputRejected):
         return False
 

@@ -11,7 +11,9 @@ from umv2_export import __version__
 from umv2_export.documents import Document
 from umv2_export.errors import InputRejected, shown
 from umv2_export.files import file_sha256, inside
-from umv2_export.gpu.variants import LookupVariant, SumVariant, TopkVariant, Variant
+from umv2_export.gpu.lookup_variants import LookupVariant, SumVariant
+from umv2_export.gpu.topk_variants import TopkVariant
+from umv2_export.gpu.variants import Variant
 from umv2_export.schema import Form, anything, flag, instance, integer, list_of, matching, one_of, text
 
 __all__ = ["INDEX_FILE", "CompiledKernel", "plain_variant", "read_index", "write_index"]
@@ -23,8 +25,8 @@ DOCUMENT = Document(
     folder="GPU kernels",
     writer="umv2-export kernels",
     format="umv2-kernels",
-    # 2: lookups take the rows of the table; values in splits.
-    version=2,
+    # 2: lookups take the rows of the table; values in splits. 3: readers take the first kernel that fits.
+    version=3,
     renewal="compile the kernels again",
     indent=1,
 )
@@ -101,9 +103,17 @@ def plain_variant(variant: Variant) -> dict[str, Any]:
     }
 
 
-def write_index(folder: Path, kernels: Iterable[CompiledKernel]) -> None:
-    """Write the index of the kernels in a folder."""
-    DOCUMENT.write(folder, {"tool_version": __version__, "kernels": [kernel.as_dict() for kernel in kernels]})
+def write_index(folder: Path, kernels: Iterable[CompiledKernel]) -> list[CompiledKernel]:
+    """Write the index of kernels in a folder; returns them in its order: readers take the first that fits."""
+    ordered = sorted(kernels, key=_rank)
+    DOCUMENT.write(folder, {"tool_version": __version__, "kernels": [kernel.as_dict() for kernel in ordered]})
+    return ordered
+
+
+def _rank(kernel: CompiledKernel) -> tuple[Any, ...]:
+    """What comes first is taken: code for a device's own architecture, then what fits closest; a total order."""
+    major, minor = map(int, kernel.compute_capability.split("."))
+    return kernel.op, -major, -minor, kernel.typed_variant().waste, kernel.name
 
 
 def _variant_form(field: Field[Any]) -> Form[Any]:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 
 from umv2_export.errors import Unsupported
-from umv2_export.gpu.variants import MAX_ADDRESSES, LookupVariant, is_gelu, lookup_variant, sum_variant, topk_variant
+from umv2_export.gpu.lookup_variants import LookupVariant, is_gelu, lookup_variant, sum_variant
+from umv2_export.gpu.topk_variants import MAX_ADDRESSES, topk_variant
 from umv2_export.kernels.triton.memory_lookup import (
     memory_lookup_by_row_kernel,
     memory_lookup_kernel,

@@ -107,9 +107,11 @@ def kernels_of(bundle: Bundle, capability: str) -> Iterator[None]:
         yield
         return
     from umv2_export.gpu.cache import cached_kernels  # noqa: PLC0415 - needs triton, an optional package
+    from umv2_export.gpu.variants import node_variants  # noqa: PLC0415
 
+    variants = node_variants(bundle.config, bundle.layout.shards, bundle.layout.dtype)
     with progress_bars() as track:
-        os.environ[KERNELS_VARIABLE] = str(cached_kernels(bundle, capability, track))
+        os.environ[KERNELS_VARIABLE] = str(cached_kernels(variants, capability, track))
     try:
         yield
     finally:

@@ -1,9 +1,10 @@
-// The kernels that `umv2-export kernels` compiled, in the one file that umv2_export/gpu/pack.py lays out: which there are,
-// and which one serves a node.
+// The kernels that `umv2-export kernels` compiled, in the one file that umv2_export/gpu/archive.py lays out: which
+// there are, and which one serves a node.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,10 @@ struct TopkTraits {
   int64_t ranks, cores, row_topk, topk;
 };
 
+// The node, for messages.
+std::ostream& operator<<(std::ostream& out, const LookupTraits& node);
+std::ostream& operator<<(std::ostream& out, const TopkTraits& node);
+
 // One kernel, field for field as the file has it.
 struct KernelRecord {
   int32_t op, major, minor, one_architecture, threads, shared_bytes;
@@ -52,35 +57,30 @@ struct KernelRecord {
 };
 static_assert(sizeof(KernelRecord) == 160);
 
-class KernelPack {
+class KernelArchive {
  public:
-  // `bytes` outlive the pack; throws where they are not a whole file of kernels. `source` names them in messages.
-  KernelPack(const uint8_t* bytes, size_t size, std::string source);
+  // `bytes` outlive the archive; throws where they are not a whole file of kernels. `source` names them in messages.
+  KernelArchive(const uint8_t* bytes, size_t size, std::string source);
 
-  // The kernel for a node on a device: of those that serve it, the one with the fewest shards and the smallest blocks.
+  // The kernel for a node on a device: the first that serves it, for those of the least waste come first in the file.
   // Throws, naming what to compile, where there is none.
-  const KernelRecord& find(const LookupTraits& node, ComputeCapability device) const;
-  const KernelRecord& find(const TopkTraits& node, ComputeCapability device) const;
+  template <typename Traits>
+  const KernelRecord& find(const Traits& node, ComputeCapability device) const;
 
   // The same, but nullptr where there is none: a node can do without a lookup in splits and without a sum.
-  const KernelRecord* look_for(const LookupTraits& node, ComputeCapability device) const { return closest(node, device); }
-  const KernelRecord* look_for(const SumTraits& node, ComputeCapability device) const { return closest(node, device); }
+  template <typename Traits>
+  const KernelRecord* look_for(const Traits& node, ComputeCapability device) const;
 
   const void* cubin(const KernelRecord& record) const { return bytes_ + record.offset; }
 
  private:
-  template <typename Traits>
-  const KernelRecord* closest(const Traits& node, ComputeCapability device) const;
-  template <typename Traits>
-  const KernelRecord& best(const Traits& node, ComputeCapability device) const;
-
   const uint8_t* bytes_;
   std::vector<KernelRecord> records_;
   std::string source_;
 };
 
-// The pack that the environment variable UMV2_GPU_KERNELS names, else the one built into this library; it lives as long as
-// the process. Throws where there is neither.
-const KernelPack& kernel_pack();
+// The archive that the environment variable UMV2_GPU_KERNELS names, else the one built into this library; it lives as
+// long as the process. Throws where there is neither.
+const KernelArchive& kernel_archive();
 
 }  // namespace umv2::cuda

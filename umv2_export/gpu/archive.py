@@ -1,19 +1,16 @@
 """All kernels of a build in one file, for the plugins in C++: fixed records, then the cubins.
 
-`plugins/cuda/kernel_pack.h` reads it; all numbers are little endian.
+`plugins/cuda/kernel_archive.h` reads it; all numbers are little endian.
 """
 
 import struct
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from umv2_export.gpu.ahead_of_time import CompiledKernel
+from umv2_export.gpu.index import read_index
 
-__all__ = ["PACK_FILE", "pack_kernels"]
+__all__ = ["ARCHIVE_FILE", "archive_kernels"]
 
-PACK_FILE = "kernels.bin"
+ARCHIVE_FILE = "kernels.bin"
 
 MAGIC = b"UMV2KERN"
 FORMAT_VERSION = 2
@@ -49,8 +46,13 @@ FACTS = (
 )
 
 
-def pack_kernels(folder: Path, kernels: Sequence["CompiledKernel"]) -> bytes:
-    """Records and cubins of kernels whose files lie in a folder."""
+def archive_kernels(folder: Path) -> bytes:
+    """Records and cubins of the kernels of a folder, in the order of its index.
+
+    Raises:
+        InputRejected: it holds no kernels, or other files than its index describes.
+    """
+    kernels = read_index(folder)
     cubins = [_aligned((folder / kernel.cubin).read_bytes()) for kernel in kernels]
     offset = HEADER.size + RECORD.size * len(kernels)
     records = []

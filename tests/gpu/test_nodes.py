@@ -11,26 +11,26 @@ from tests.gpu.made_up import lookup, made_up_folder, topk
 from tests.ops.test_memory_lookup import CASES, Lookup
 from tests.ops.test_tucker_topk import inputs
 from umv2_export.errors import Unsupported
-from umv2_export.gpu.calls import LookupCall, TopkCall, choose_kernel
 from umv2_export.gpu.index import read_index
+from umv2_export.gpu.nodes import LookupNode, TopkNode, choose_kernel
 from umv2_export.ops import memory_lookup, tucker_topk
 
 NAMES = ("indices", "scores", "group", "query", "row_scales")
 
 
-def lookup_call(arguments: tuple[Any, ...]) -> LookupCall:
+def lookup_call(arguments: tuple[Any, ...]) -> LookupNode:
     """The node that calls the torch op with these arguments."""
     tensors = {name: tensor for name, tensor in zip(NAMES, arguments, strict=False) if tensor is not None}
     tensors |= {f"rows_{s}": shard for s, shard in enumerate(arguments[5])}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
-    return LookupCall(shapes, dtypes, *arguments[6:])
+    return LookupNode(shapes, dtypes, *arguments[6:])
 
 
-def topk_call(row_topk: int = 8, topk: int = 8, **shape: Any) -> TopkCall:
+def topk_call(row_topk: int = 8, topk: int = 8, **shape: Any) -> TopkNode:
     arrays = inputs(**{"tokens": 3, "heads": 2, "keys": 20} | shape)
     dtypes = {name: str(array.dtype) for name, array in arrays.items()}
-    return TopkCall({name: array.shape for name, array in arrays.items()}, dtypes, row_topk, topk)
+    return TopkNode({name: array.shape for name, array in arrays.items()}, dtypes, row_topk, topk)
 
 
 @pytest.mark.parametrize("label", sorted(CASES))
@@ -64,28 +64,11 @@ def test_sizes_and_grid_of_a_topk(tmp_path: Path) -> None:
     assert call.grid(kernel) == (3, 2, 1)
 
 
-def test_of_the_kernels_that_fit_the_one_of_the_least_waste_is_chosen(tmp_path: Path) -> None:
-    sizes = [(6, 12), (24, 96), (32, 96), (32, 32)]
-    variants = [lookup(pre_value_dim=p, value_dim=v) for p, v in sizes]
-    kernels = read_index(made_up_folder(tmp_path, variants))
-
-    def chosen(pre_value_dim: int, value_dim: int) -> Any:
-        arguments = Lookup(pre_value_dim=pre_value_dim, value_dim=value_dim).op_arguments()
-        return choose_kernel(kernels, lookup_call(arguments)).typed_variant()
-
-    assert chosen(6, 12) == variants[0]
-    # Multiples of 8 and of 16: wider loads are worth idle lanes.
-    assert chosen(8, 16) == variants[1]
-    assert chosen(16, 48) == variants[2]
-    assert chosen(16, 32) == variants[3]
-
-
 @pytest.mark.parametrize(
     ("variant", "reason"),
     [
         (lookup(scores_dtype=torch.float16, rows_dtype=torch.float16), "scores float16 instead of float32"),
         (lookup(rows_dtype=torch.bfloat16), "rows bfloat16 instead of float32"),
-        (lookup(shards=2), "shards 2 instead of 1"),
         (lookup(cores=4), "cores 4 instead of 2"),
         (lookup(grouped=True), "groups several instead of one"),
         (lookup(pre_value_dim=0), "pre-values False instead of True"),
@@ -103,6 +86,13 @@ def test_a_lookup_that_no_kernel_fits_is_told_why(tmp_path: Path, variant: Any, 
         choose_kernel(kernels, call)
     assert reason in str(caught.value.why)
     assert "umv2-export kernels" in str(caught.value.fix)
+
+
+def test_a_lookup_of_more_shards_than_a_kernel_has_is_told_so(tmp_path: Path) -> None:
+    kernels = read_index(made_up_folder(tmp_path, [lookup(shards=2)]))
+    with pytest.raises(Unsupported) as caught:
+        choose_kernel(kernels, lookup_call(Lookup(shards=3, pre_value_dim=24).op_arguments()))
+    assert "shards up to 2, not 3" in str(caught.value.why)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +129,7 @@ def test_addresses_beyond_31_bits_have_no_kernel(tmp_path: Path) -> None:
     call = topk_call()
     for keys, fits in ((46_340, True), (46_341, False)):
         shapes = {**call.shapes, "row_scores": (3, 2, keys, 2)}
-        larger = TopkCall(shapes, call.dtypes, call.row_topk, call.topk)
+        larger = TopkNode(shapes, call.dtypes, call.row_topk, call.topk)
         if fits:
             assert choose_kernel(kernels, larger) == kernels[0]
         else:
@@ -149,7 +139,8 @@ def test_addresses_beyond_31_bits_have_no_kernel(tmp_path: Path) -> None:
 
 def test_sizes_that_are_not_known_yet_leave_the_only_kernel_of_the_op(tmp_path: Path) -> None:
     kernels = read_index(made_up_folder(tmp_path, [topk(cores=1), lookup()]))
-    assert choose_kernel(kernels, topk_call(cores=2), lambda _: None) == kernels[0]
+    [only] = [kernel for kernel in kernels if kernel.op == "TuckerTopK"]
+    assert choose_kernel(kernels, topk_call(cores=2), lambda _: None) == only
     several = read_index(made_up_folder(tmp_path, [topk(cores=1), topk(cores=2)]))
     with pytest.raises(Unsupported, match="several kernels"):
         choose_kernel(several, topk_call(cores=2), lambda _: None)

@@ -1,4 +1,4 @@
-"""How a node calls a compiled kernel: which one serves it, the sizes and the grid it is launched with, its outputs.
+"""Nodes of a graph: which compiled kernel serves one, the sizes and the grid it is launched with, its outputs.
 
 Dimensions are ints, or expressions of a runtime that builds an engine before it knows them. Of an expression only
 `+`, `-` and `*` are used, with the expression on the left, so one code serves both. Where a dimension must be a number,
@@ -13,10 +13,13 @@ from typing import Any, ClassVar
 import torch
 
 from umv2_export.errors import Unsupported
+from umv2_export.gpu.arguments import MAX_SIZE
 from umv2_export.gpu.index import CompiledKernel
-from umv2_export.gpu.variants import MAX_ADDRESSES, MAX_SIZE, LookupVariant, TopkVariant, Variant, is_gelu
+from umv2_export.gpu.lookup_variants import LookupVariant, is_gelu
+from umv2_export.gpu.topk_variants import MAX_ADDRESSES, TopkVariant
+from umv2_export.gpu.variants import Variant
 
-__all__ = ["Call", "Dimension", "Known", "LookupCall", "TopkCall", "choose_kernel"]
+__all__ = ["Dimension", "Known", "LookupNode", "Node", "TopkNode", "choose_kernel"]
 
 Dimension = Any
 """An int, or an expression of a runtime."""
@@ -28,7 +31,7 @@ _FIX = "compile the kernels of this bundle: umv2-export kernels BUNDLE -o KERNEL
 
 
 @dataclass(frozen=True)
-class Call(ABC):
+class Node(ABC):
     """One node of a graph.
 
     Attributes:
@@ -76,7 +79,7 @@ class Call(ABC):
 
 
 @dataclass(frozen=True)
-class TopkCall(Call):
+class TopkNode(Node):
     """A node TuckerTopK, with its attributes."""
 
     op = TopkVariant.op
@@ -107,7 +110,7 @@ class TopkCall(Call):
         return [self.shapes["u"][1], self.shapes["cores"][0]]
 
     def misfits(self, variant: Variant, known: Known) -> Iterator[str]:
-        """See `Call.misfits`."""
+        """See `Node.misfits`."""
         if not isinstance(variant, TopkVariant):
             yield f"it is a kernel of {variant.op}"
             return
@@ -125,7 +128,7 @@ class TopkCall(Call):
 
 
 @dataclass(frozen=True)
-class LookupCall(Call):
+class LookupNode(Node):
     """A node MemoryLookup, with its attributes.
 
     Raises:
@@ -182,7 +185,7 @@ class LookupCall(Call):
         return [self.shapes["rows_0"][1], self.shapes["scores"][2]]
 
     def misfits(self, variant: Variant, known: Known) -> Iterator[str]:
-        """See `Call.misfits`."""
+        """See `Node.misfits`."""
         if not isinstance(variant, LookupVariant):
             yield f"it is a kernel of {variant.op}"
             return
@@ -194,13 +197,13 @@ class LookupCall(Call):
         yield from _different(
             ("scores", _element(variant.scores_dtype), self.dtypes["scores"]),
             ("rows", _element(variant.rows_dtype), self.dtypes["rows_0"]),
-            ("shards", variant.shards, sum(name.startswith("rows_") for name in self.shapes)),
             ("cores", variant.cores, known(self.shapes["scores"][2])),
             ("groups", "several" if variant.grouped else "one", "several" if self.groups > 1 else "one"),
             ("pre-values", variant.pre_values, self.pre_value_dim > 0),
             ("activation", "gelu" if variant.gelu else "none", self.activation),
         )
         yield from _too_small(
+            ("shards", variant.shards, sum(name.startswith("rows_") for name in self.shapes)),
             ("pre_value_dim", variant.block_p, self.pre_value_dim),
             ("value_dim", variant.block_v, value_dim),
             ("rows", MAX_SIZE, known(self.table_rows)),
@@ -210,12 +213,12 @@ class LookupCall(Call):
                 yield f"{name} in multiples of {variant.divisor}, not {size}"
 
 
-def choose_kernel(kernels: Sequence[CompiledKernel], call: Call, known: Known = int) -> CompiledKernel:
+def choose_kernel(kernels: Sequence[CompiledKernel], node: Node, known: Known = int) -> CompiledKernel:
     """The kernel that serves a node.
 
     Args:
-        kernels: of one architecture.
-        call: the node.
+        kernels: of one architecture, in the order of their index.
+        node: to be served.
         known: the number that a dimension has, or None.
 
     Raises:
@@ -223,32 +226,24 @@ def choose_kernel(kernels: Sequence[CompiledKernel], call: Call, known: Known = 
     """
     fitting, misfits = [], []
     for kernel in kernels:
-        if kernel.op != call.op:
+        if kernel.op != node.op:
             continue
-        reasons = list(call.misfits(kernel.typed_variant(), known))
+        reasons = list(node.misfits(kernel.typed_variant(), known))
         if reasons:
             misfits.append(f"{kernel.name}: {'; '.join(reasons)}")
         else:
             fitting.append(kernel)
     if not fitting:
         raise Unsupported(
-            f"no compiled kernel fits a node {call.op}", why="\n".join(misfits) or "there is none of this op", fix=_FIX
+            f"no compiled kernel fits a node {node.op}", why="\n".join(misfits) or "there is none of this op", fix=_FIX
         )
-    if len(fitting) > 1 and any(known(dimension) is None for dimension in call.decisive):
+    if len(fitting) > 1 and any(known(dimension) is None for dimension in node.decisive):
         names = ", ".join(kernel.name for kernel in fitting)
         raise Unsupported(
-            f"several kernels may fit a node {call.op}", why=f"its dimensions are not known yet: {names}", fix=_FIX
+            f"several kernels may fit a node {node.op}", why=f"its dimensions are not known yet: {names}", fix=_FIX
         )
-    # All compute the same: wide loads first, then blocks with the fewest idle lanes.
-    return min(fitting, key=_preference)
-
-
-def _preference(kernel: CompiledKernel) -> tuple[int, int]:
-    variant = kernel.typed_variant()
-    if isinstance(variant, LookupVariant):
-        return -variant.divisor, variant.block_p + variant.block_v
-    assert isinstance(variant, TopkVariant)
-    return 0, variant.block_m + variant.block_k
+    # All compute the same, and the index has the one of the least waste first.
+    return fitting[0]
 
 
 def _element(dtype: torch.dtype) -> str:
