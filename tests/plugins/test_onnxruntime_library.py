@@ -206,7 +206,7 @@ def test_bfloat16_rows_have_a_kernel() -> None:
 
 @pytest.mark.parametrize("target", ["portable", "avx2"])
 def test_the_kernels_can_be_chosen_by_an_environment_variable(target: str) -> None:
-    code = "from umv2_export.native_kernels import cpu_target; print(cpu_target())"
+    code = "from umv2_export.cpu_kernels import cpu_target; print(cpu_target())"
     environment = {**os.environ, "UMV2_CPU_TARGET": target}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == target

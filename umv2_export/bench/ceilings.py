@@ -7,8 +7,8 @@ from functools import partial
 
 import numpy as np
 
+from umv2_export.cpu_kernels import cpu_target, gather
 from umv2_export.memory import anonymous_memory
-from umv2_export.native_kernels import cpu_target, gather
 from umv2_export.runtimes.base import Array
 
 __all__ = ["gather_rate", "streaming_rate", "table_of_words"]
