@@ -15,7 +15,7 @@ from umv2_export.terminal import one_line
 
 if TYPE_CHECKING:
     from umv2_export.bench.ops import OpResult
-    from umv2_export.bench.steps import BenchResult, StepResult
+    from umv2_export.bench.results import BenchResult, StepResult
     from umv2_export.gpu.ahead_of_time import CompiledKernel
     from umv2_export.parity.coverage import Coverage
     from umv2_export.parity.stored import StoredCheck

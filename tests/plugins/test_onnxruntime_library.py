@@ -18,7 +18,8 @@ from tests.command import run_command
 from tests.golden import GOLDEN_CASES
 from tests.ops.bodies import Array, run_body, run_native
 from umv2_export import cuda_library, native_library
-from umv2_export.bench.one_node import lookup_model, open_session, tucker_model
+from umv2_export.bench.sessions import open_session
+from umv2_export.bench.single_op import lookup_model, tucker_model
 from umv2_export.ops import LookupSignature
 
 GOLDEN = {case.name: case for case in GOLDEN_CASES}
