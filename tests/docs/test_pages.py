@@ -22,7 +22,7 @@ import pytest
 
 import umv2_export.cli
 from tests.command import run_command
-from tests.docs.pages import PAGES, ROOT, Block, Command, blocks, commands, inline_code, links, page_name
+from tests.docs.pages import PAGES, ROOT, WRITTEN, Block, Command, blocks, commands, inline_code, links, page_name
 
 Exported = Callable[..., tuple[Path, dict[str, Any]]]
 
@@ -34,9 +34,6 @@ BUNDLES: dict[str, tuple[str, ...]] = {"bundle": ("umv2",), "inlined": ("v2_shar
 
 # Flags of other programs that pages name.
 OTHERS = {"--dynamicPlugins", "--setPluginsToSerialize", "--staticPlugins", "--safe-tensors", "--fold-constants"}
-
-# What a run writes where a page says.
-WRITTEN = {"docs/gpu-results.md"}
 
 _FIGURE = re.compile(r"\d[\d.,]*(?:e[-+]?\d+)?")
 
@@ -173,8 +170,8 @@ def test_targets_of_make_and_extras_of_pip_exist(page: Path) -> None:
 
 @each_page
 def test_files_of_the_project_that_a_page_names_exist(page: Path) -> None:
-    for code in set(inline_code(page)) - WRITTEN:
-        if re.fullmatch(r"(umv2_export|kernels|plugins|samples|tests|docs)/[\w./*-]*", code):
+    for code in set(inline_code(page)) - {WRITTEN}:
+        if re.fullmatch(r"(umv2_export|kernels|plugins|samples|benchmarks|tests|docs)/[\w./*-]*", code):
             assert list(ROOT.glob(code.rstrip("/"))), f"{page_name(page)}: there is no {code}"
 
 
