@@ -217,8 +217,9 @@ def test_a_wheel_holds_one_top_level_package_with_the_command_line(tmp_path: Pat
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"umv2_export"}
     assert "umv2_export/cli.py" in names
-    assert {"umv2_export/onnx/export.py", "umv2_export/bench/page.html"} <= set(names)
+    assert "umv2_export/onnx/export.py" in names
     assert {"umv2_export/libumv2_onnxruntime.so", "umv2_export/libumv2_onnxruntime_cuda.so"} <= set(names)
+    assert "umv2_export/bench/page.html" in names
 
 
 def test_a_runtime_is_not_compared_with_itself(bundle: Path) -> None:
