@@ -224,6 +224,7 @@ def test_a_wheel_holds_one_top_level_package_with_the_command_line(tmp_path: Pat
     assert {f"umv2_export/commands/{name.replace('-', '_')}.py" for name in COMMANDS} <= set(names)
     assert "umv2_export/onnx/export.py" in names
     assert {"umv2_export/libumv2_onnxruntime.so", "umv2_export/libumv2_onnxruntime_cuda.so"} <= set(names)
+    assert "umv2_export/bench/page.html" in names
 
 
 def test_a_runtime_is_not_compared_with_itself(bundle: Path) -> None:

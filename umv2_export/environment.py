@@ -8,10 +8,10 @@ import platform
 from pathlib import Path
 
 from umv2_export import __version__, cuda_library, native_library
+from umv2_export.cpu_kernels import cpu_target
 from umv2_export.errors import EnvironmentUnfit
 from umv2_export.gpu.driver import compute_capability
 from umv2_export.names import BUILD_RUNTIMES, RUNTIMES
-from umv2_export.native_kernels import cpu_target
 
 __all__ = ["describe_environment", "describe_machine"]
 

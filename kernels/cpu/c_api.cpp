@@ -1,4 +1,4 @@
-// The kernels for callers in C: umv2_export/native_kernels.py, by which tests and benchmarks run them with no runtime around.
+// The kernels for callers in C: umv2_export/cpu_kernels.py and tests/kernels/kernel_calls.py run them with no runtime around.
 #include "kernels.h"
 
 #define UMV2_EXPORT extern "C" __attribute__((visibility("default")))

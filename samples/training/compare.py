@@ -14,7 +14,7 @@ import click
 import numpy as np
 
 from samples.training.corpus import standard_library
-from umv2_export.bench.trace import trace_routing
+from umv2_export.bench.recording import record_routing
 from umv2_export.bench.traffic import Traffic, count_traffic
 from umv2_export.bundle import Bundle
 from umv2_export.checkpoint import open_checkpoint
@@ -50,7 +50,7 @@ def core_bytes(folder: Path, text: np.ndarray) -> list[int]:
     with tempfile.TemporaryDirectory() as scratch:
         plan = plan_export(checkpoint, ExportOptions(table_dtype="fp32"))
         bundle = Bundle(export_bundle(plan, Path(scratch) / "bundle").bundle.path)
-        trace = trace_routing(open_runtime("onnxruntime", bundle), bundle, text, sequences=SEQUENCES, length=LENGTH)
+        trace = record_routing(open_runtime("onnxruntime", bundle), bundle, text, sequences=SEQUENCES, length=LENGTH)
         sizes = []
         for batch in BATCHES:
             hits = [trace.hits(bundle, slice(start, start + batch)) for start in range(0, SEQUENCES, batch)]

@@ -15,8 +15,8 @@ import pytest
 
 from tests.command import run_command
 from umv2_export import native_library
-from umv2_export.bench.contenders import choose_runtimes
-from umv2_export.bench.cut import part_graph
+from umv2_export.bench.runtime_choice import choose_runtimes
+from umv2_export.bench.subgraph import core_subgraph
 from umv2_export.bench.traffic import Traffic
 from umv2_export.bundle import Bundle
 from umv2_export.config import count_parameters
@@ -176,7 +176,7 @@ def test_the_core_computes_what_the_whole_graph_computes_there(name: str, native
         return dict(zip(names, found, strict=True))
 
     full = run(whole.SerializeToString(), [*inputs, *outputs], feed)
-    core = part_graph(bundle)
+    core = core_subgraph(bundle)
     assert len(core.graph.node) < len(whole.graph.node)
     part = run(core.SerializeToString(), outputs, feed | {key: full[key] for key in inputs})
     for key in outputs:

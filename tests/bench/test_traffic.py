@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from tests.kernels.kernel_calls import memory_lookup
 from umv2_export.bench.traffic import Hits, count_traffic, expected_hits, hits_of
 from umv2_export.bundle import Bundle
 from umv2_export.checkpoint import open_checkpoint
 from umv2_export.config import ModelConfig, count_parameters
+from umv2_export.cpu_kernels import cpu_target
 from umv2_export.errors import InvalidRequest
 from umv2_export.layout import TableLayout
 from umv2_export.memory import anonymous_memory
-from umv2_export.native_kernels import cpu_target, memory_lookup
 from umv2_export.presets import PRESETS
 
 Exported = Callable[..., tuple[Path, dict[str, Any]]]

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from umv2_export.native_kernels import memory_lookup
+from tests.kernels.kernel_calls import memory_lookup
 
 ROWS, PRE_VALUE, VALUE, HITS = 120_000, 192, 192, 32
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from tests.kernels import kernel_calls
 from tests.kernels.emulator import Array, Emulator, Fault, load_bochs, place_at_edge
-from umv2_export import native_kernels
+from umv2_export import cpu_kernels
 
 NATIVE = "avx2"
 
@@ -102,7 +103,7 @@ def cases(recorder: Recorder, count: int) -> Iterator[Case]:
         )
         pre, groups, rows, per_shard = pick(0, 0, 1, 16, 17, 67), pick(1, 1, 3), pick(2, 9, 23), pick(2, 30)
         table = STORED[dtype](rng.standard_normal((rows, pre + part * cores)))
-        output = native_kernels.memory_lookup(
+        output = kernel_calls.memory_lookup(
             NATIVE,
             place_at_edge(rng.integers(0, rows, (tokens, hits))),
             normal(tokens, hits, cores),
@@ -136,31 +137,31 @@ def cases(recorder: Recorder, count: int) -> Iterator[Case]:
             yield Case(
                 "tucker_topk",
                 recorder,
-                native_kernels.tucker_topk(NATIVE, row, col, u, v, core, row_topk=row_topk, topk=topk),
+                kernel_calls.tucker_topk(NATIVE, row, col, u, v, core, row_topk=row_topk, topk=topk),
             )
     for number in range(count):
         dtype, joined, tokens = list(STORED)[number % 3], pick(1, 2, 3), pick(1, 2, 3, 4, 7, 8, 12, 13, 25)
         key_dim, keys = pick(1, 3, 16, 24, 40), pick(1, 15, 16, 17, 33, 100, 128, 150)
         matrices = [place_at_edge(STORED[dtype](rng.standard_normal((key_dim, keys)))) for _ in range(joined)]
         queries = normal(tokens, joined * key_dim)
-        yield Case("key_scores", recorder, [native_kernels.key_scores(NATIVE, queries, matrices, key_dtype=dtype)])
+        yield Case("key_scores", recorder, [kernel_calls.key_scores(NATIVE, queries, matrices, key_dtype=dtype)])
     for _ in range(count):
         size = pick(1, 7, 8, 15, 16, 17, 61, 100)
-        yield Case("normalize", recorder, [native_kernels.normalize(NATIVE, normal(2, size), 1e-5)])
+        yield Case("normalize", recorder, [kernel_calls.normalize(NATIVE, normal(2, size), 1e-5)])
         values = normal(size)
-        yield Case("narrow", recorder, [native_kernels.narrow(NATIVE, values)])
-        yield Case("widen", recorder, [native_kernels.widen(NATIVE, place_at_edge(values.astype(np.float16)))])
-        native_kernels.gather(NATIVE, normal(5, size), place_at_edge(rng.integers(0, 5, 7)))
+        yield Case("narrow", recorder, [kernel_calls.narrow(NATIVE, values)])
+        yield Case("widen", recorder, [kernel_calls.widen(NATIVE, place_at_edge(values.astype(np.float16)))])
+        cpu_kernels.gather(NATIVE, normal(5, size), place_at_edge(rng.integers(0, 5, 7)))
         total = recorder.calls[-1][2]["total"]
         yield Case("gather", recorder, [np.frombuffer(total, dtype=np.float32)])
 
 
 def main(target: str, count: int) -> None:
     """Print how many cases there were, and what is wrong with those that differ."""
-    library = native_kernels.load_kernels()
+    library = cpu_kernels.load_kernels()
     library.umv2_compiled_kernels.restype = ctypes.c_void_p
     recorder = Recorder(library)
-    native_kernels.load_kernels = lambda: recorder  # type: ignore[assignment]
+    cpu_kernels.load_kernels = lambda: recorder  # type: ignore[assignment]
     made = list(cases(recorder, count))
     # What is told that it has a page more than it has must fault.
     short, result = place_at_edge(np.zeros(16, dtype=np.uint16)), np.zeros(4096, dtype=np.float32)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from umv2_export.native_kernels import runnable_targets
+from tests.kernels.kernel_calls import runnable_targets
 
 CACHE_LINE = 64
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import oracle
-from umv2_export import native_kernels
-from umv2_export.native_kernels import CPU_TARGETS, runnable_targets
+from tests.kernels import kernel_calls
+from tests.kernels.kernel_calls import CPU_TARGETS, runnable_targets
+from umv2_export.cpu_kernels import gather
 
 Array = npt.NDArray[Any]
 
@@ -77,7 +78,7 @@ def check_lookup(
     options["query"] = rng.standard_normal((tokens, pre_value_dim)).astype(np.float32) if pre_value_dim else None
     options["row_scales"] = rng.random((rows, 2)).astype(np.float32) / 40 if row_dtype == "int8" else None
     shards = [np.ascontiguousarray(stored[cut : cut + rows_per_shard]) for cut in cuts]
-    found = native_kernels.memory_lookup(target, indices, scores, shards, gelu=gelu, row_dtype=row_dtype, **options)
+    found = kernel_calls.memory_lookup(target, indices, scores, shards, gelu=gelu, row_dtype=row_dtype, **options)
     expected = oracle.memory_lookup(
         indices,
         scores,
@@ -114,7 +115,7 @@ def check_tucker(
     u, v = scores(heads, ranks), scores(heads, ranks)
     # Whole numbers, of which every sum is exact, tie in float64 where they tie in fp32.
     core = scores(cores, heads, ranks, ranks)
-    addresses, found = native_kernels.tucker_topk(target, row, col, u, v, core, row_topk=row_topk, topk=topk)
+    addresses, found = kernel_calls.tucker_topk(target, row, col, u, v, core, row_topk=row_topk, topk=topk)
     expected_addresses, expected = oracle.tucker_topk(row, col, u, v, core, row_topk=row_topk, topk=topk)
     assert ((addresses >= 0) & (addresses < keys * keys)).all()
     shape = (tokens, heads, topk)
@@ -182,7 +183,7 @@ def test_negative_zero_ties_with_zero(target: str) -> None:
     row = np.array([[[[0.0], [-0.0], [0.0], [-0.0], [-1.0]]]], dtype=np.float32)
     one = np.ones((1, 1), dtype=np.float32)
     core = np.ones((1, 1, 1, 1), dtype=np.float32)
-    addresses, _ = native_kernels.tucker_topk(target, -row, row, one, one, core, row_topk=2, topk=3)
+    addresses, _ = kernel_calls.tucker_topk(target, -row, row, one, one, core, row_topk=2, topk=3)
     # Row keys are the negatives: 1 at key 4, then zeros of which key 0 comes first; of four columns of zero, 0 and 1.
     assert addresses[0].tolist() == [0, 1, 20]
 
@@ -192,7 +193,7 @@ def test_addresses_of_a_head_ascend(target: str) -> None:
     rng = np.random.default_rng(0)
     row, col = rng.standard_normal((2, 3, 2, 40, 2)).astype(np.float32)
     one, core = np.ones((2, 2), np.float32), rng.standard_normal((2, 2, 2, 2)).astype(np.float32)
-    addresses, _ = native_kernels.tucker_topk(target, row, col, one, one, core, row_topk=8, topk=20)
+    addresses, _ = kernel_calls.tucker_topk(target, row, col, one, one, core, row_topk=8, topk=20)
     assert (np.diff(addresses.reshape(3, 2, 20), axis=-1) > 0).all()
 
 
@@ -203,14 +204,14 @@ def test_a_nan_key_is_refused(target: str, place: str) -> None:
     sides[place][0, 0, 32, 1] = np.nan
     one, core = np.ones((1, 2), np.float32), np.ones((1, 1, 2, 2), np.float32)
     with pytest.raises(ValueError, match="NaN"):
-        native_kernels.tucker_topk(target, sides["row"], sides["col"], one, one, core, row_topk=2, topk=2)
+        kernel_calls.tucker_topk(target, sides["row"], sides["col"], one, one, core, row_topk=2, topk=2)
 
 
 @targets
 def test_nan_of_infinite_keys_ranks_with_minus_infinity(target: str) -> None:
     row = np.array([[[[np.inf, -np.inf], [1.0, 1.0], [2.0, 2.0]]]], dtype=np.float32)
     one, core = np.ones((1, 2), np.float32), np.eye(2, dtype=np.float32)[None, None]
-    addresses, _ = native_kernels.tucker_topk(target, row, np.ones_like(row), one, one, core, row_topk=2, topk=1)
+    addresses, _ = kernel_calls.tucker_topk(target, row, np.ones_like(row), one, one, core, row_topk=2, topk=1)
     assert addresses[0].tolist() == [6]
 
 
@@ -222,7 +223,7 @@ def test_an_index_outside_the_table_is_refused(target: str, hits: int, index: in
         indices = np.zeros((1, hits), np.int64)
         indices[0, place] = index
         with pytest.raises(ValueError, match="out of range"):
-            native_kernels.memory_lookup(
+            kernel_calls.memory_lookup(
                 target, indices, np.ones((1, hits, 1), np.float32), [np.ones((7, 5), np.float32)]
             )
 
@@ -234,7 +235,7 @@ def test_a_nan_score_is_refused(target: str, hits: int) -> None:
         scores = np.ones((1, hits, 2), np.float32)
         scores[0, place, 1] = np.nan
         with pytest.raises(ValueError, match="NaN"):
-            native_kernels.memory_lookup(target, np.zeros((1, hits), np.int64), scores, [np.ones((7, 4), np.float32)])
+            kernel_calls.memory_lookup(target, np.zeros((1, hits), np.int64), scores, [np.ones((7, 4), np.float32)])
 
 
 @targets
@@ -242,13 +243,13 @@ def test_a_nan_score_is_refused(target: str, hits: int) -> None:
 def test_the_gather_reads_whole_rows(target: str, size: int) -> None:
     table = np.arange(5 * size, dtype=np.float32).reshape(5, size)
     indices = np.array([4, 0, 4], dtype=np.int64)
-    assert native_kernels.gather(target, table, indices) == table[indices].sum()
+    assert gather(target, table, indices) == table[indices].sum()
 
 
 @targets
 def test_every_half_is_widened_exactly(target: str) -> None:
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
-    wide = native_kernels.widen(target, halves)
+    wide = kernel_calls.widen(target, halves)
     np.testing.assert_array_equal(wide, halves.astype(np.float32))
     np.testing.assert_array_equal(np.signbit(wide), np.signbit(halves))
 
@@ -262,7 +263,7 @@ def test_floats_are_narrowed_to_the_nearest_half(target: str) -> None:
     middles = (halves[:-1] + halves[1:]) / 2
     values = np.concatenate([drawn, middles, np.nextafter(middles, np.inf), np.nextafter(middles, -np.inf)])
     with np.errstate(over="ignore", invalid="ignore"):
-        np.testing.assert_array_equal(native_kernels.narrow(target, values), values.astype(np.float16))
+        np.testing.assert_array_equal(kernel_calls.narrow(target, values), values.astype(np.float16))
 
 
 @targets
@@ -270,7 +271,7 @@ def test_minus_infinity_scores_are_never_padding(target: str) -> None:
     row = np.full((1, 1, 5, 1), -np.inf, dtype=np.float32)
     col = np.zeros((1, 1, 5, 1), dtype=np.float32)
     one = np.ones((1, 1), dtype=np.float32)
-    addresses, _ = native_kernels.tucker_topk(
+    addresses, _ = kernel_calls.tucker_topk(
         target, row, col, one, one, np.ones((1, 1, 1, 1), np.float32), row_topk=5, topk=25
     )
     assert sorted(addresses[0].tolist()) == list(range(25))
@@ -291,7 +292,7 @@ def check_key_scores(
     queries = rng.standard_normal((tokens, joined * key_dim)).astype(np.float32)
     drawn = (rng.standard_normal((key_dim, keys)) * key_dim**-0.5 for _ in range(joined))
     stored, numbers = zip(*(ROW_DTYPES[key_dtype](matrix) for matrix in drawn), strict=True)
-    found = native_kernels.key_scores(target, queries, stored, key_dtype=key_dtype)
+    found = kernel_calls.key_scores(target, queries, stored, key_dtype=key_dtype)
     chunks = queries.astype(np.float64).reshape(tokens, joined, key_dim)
     expected = np.stack([chunks[:, r] @ numbers[r].astype(np.float64) for r in range(joined)], axis=-1)
     np.testing.assert_allclose(found, expected, rtol=RTOL, atol=ATOL)
@@ -322,9 +323,9 @@ def test_a_token_has_the_same_scores_beside_any_number_of_others(target: str) ->
     rng = np.random.default_rng(0)
     queries = rng.standard_normal((70, 600)).astype(np.float32)
     keys = [rng.standard_normal((300, 100)).astype(np.float16) for _ in range(2)]
-    together = native_kernels.key_scores(target, queries, keys, key_dtype="float16")
+    together = kernel_calls.key_scores(target, queries, keys, key_dtype="float16")
     for count in range(1, 30):
-        alone = native_kernels.key_scores(target, queries[:count], keys, key_dtype="float16")
+        alone = kernel_calls.key_scores(target, queries[:count], keys, key_dtype="float16")
         np.testing.assert_array_equal(alone, together[:count])
 
 
@@ -332,7 +333,7 @@ def test_a_token_has_the_same_scores_beside_any_number_of_others(target: str) ->
 @pytest.mark.parametrize("size", [1, 7, 16, 61])
 def test_normalised_rows_have_a_mean_square_of_one(target: str, size: int) -> None:
     values = np.random.default_rng(0).standard_normal((3, size)).astype(np.float32)
-    found = native_kernels.normalize(target, values, 1e-5)
+    found = kernel_calls.normalize(target, values, 1e-5)
     expected = values / np.sqrt((values.astype(np.float64) ** 2).mean(1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(found, expected, rtol=2e-6)
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from umv2_export.native_kernels import runnable_targets
+from tests.kernels.kernel_calls import runnable_targets
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("bochscpu") is None, reason="bochscpu-python is not installed"),

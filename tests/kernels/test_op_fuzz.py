@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from umv2_export import native_library
-from umv2_export.bench.one_node import key_scores_model, lookup_model, tucker_model, with_constants
+from umv2_export.bench.single_op import key_scores_model, lookup_model, tucker_model, with_constants
 from umv2_export.ops import KeyScoresSignature, LookupSignature
 
 Array = npt.NDArray[Any]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
-from umv2_export.bench.one_node import open_session
+from umv2_export.bench.sessions import open_session
 
 __all__ = ["Array", "run_body", "run_native"]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.ops.bodies import Array, run_body
-from umv2_export.bench.one_node import experts_model
+from umv2_export.bench.single_op import experts_model
 from umv2_export.ops import ExpertsSignature, experts
 
 D, INNER = 16, 12

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from tests.ops.bodies import Array, run_body, run_native
-from umv2_export.bench.one_node import key_scores_model, with_constants
+from umv2_export.bench.single_op import key_scores_model, with_constants
 from umv2_export.ops import KeyScoresSignature, key_scores, tucker_topk
 
 ONNX_TYPES = {np.float32: "float", np.float16: "float16", ml_dtypes.bfloat16: "bfloat16"}

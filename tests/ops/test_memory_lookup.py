@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from tests.ops.bodies import Array, run_body
-from umv2_export.bench.one_node import lookup_model
+from umv2_export.bench.single_op import lookup_model
 from umv2_export.ops import LookupSignature, memory_lookup
 
 ROW_TYPES: dict[str, Any] = {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from tests.ops.bodies import Array, run_body, run_native
-from umv2_export.bench.one_node import tucker_model
+from umv2_export.bench.single_op import tucker_model
 from umv2_export.ops import tucker_topk
 
 NAMES = ("row_scores", "col_scores", "u", "v", "cores")

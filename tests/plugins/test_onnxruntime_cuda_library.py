@@ -23,7 +23,7 @@ from tests.gpu.stand_in_kernels import write_stand_in_kernels
 from tests.ops.bodies import Array, run_body
 from tests.plugins.test_onnxruntime_library import lookup_case, tucker_feed
 from umv2_export import cuda_library
-from umv2_export.bench.one_node import tucker_model
+from umv2_export.bench.single_op import tucker_model
 from umv2_export.bundle import Bundle
 from umv2_export.gpu.lookup_variants import SPLIT_PROGRAMS, LookupVariant, lookup_variant, sum_variant
 from umv2_export.gpu.topk_variants import topk_variant

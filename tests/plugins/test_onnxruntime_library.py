@@ -18,7 +18,8 @@ from tests.command import run_command
 from tests.golden import GOLDEN_CASES
 from tests.ops.bodies import Array, run_body, run_native
 from umv2_export import cuda_library, native_library
-from umv2_export.bench.one_node import lookup_model, open_session, tucker_model
+from umv2_export.bench.sessions import open_session
+from umv2_export.bench.single_op import lookup_model, tucker_model
 from umv2_export.ops import LookupSignature
 
 GOLDEN = {case.name: case for case in GOLDEN_CASES}
@@ -206,7 +207,7 @@ def test_bfloat16_rows_have_a_kernel() -> None:
 
 @pytest.mark.parametrize("target", ["portable", "avx2"])
 def test_the_kernels_can_be_chosen_by_an_environment_variable(target: str) -> None:
-    code = "from umv2_export.native_kernels import cpu_target; print(cpu_target())"
+    code = "from umv2_export.cpu_kernels import cpu_target; print(cpu_target())"
     environment = {**os.environ, "UMV2_CPU_TARGET": target}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == target

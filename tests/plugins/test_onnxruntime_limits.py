@@ -12,7 +12,7 @@ import pytest
 
 from tests.ops.bodies import Array, run_body, run_native
 from umv2_export import cuda_library, native_library
-from umv2_export.bench.one_node import lookup_model, tucker_model
+from umv2_export.bench.single_op import lookup_model, tucker_model
 from umv2_export.ops import LookupSignature
 
 # Tables of runtimes that were registered: the library may call them until the process ends.

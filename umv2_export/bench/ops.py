@@ -12,17 +12,10 @@ import onnxruntime
 import torch
 
 from umv2_export.bench.ceilings import gather_rate
-from umv2_export.bench.one_node import (
-    key_scores_model,
-    lookup_model,
-    memory_layer_model,
-    open_session,
-    repeated,
-    share_threads,
-    tucker_model,
-    with_constants,
-)
-from umv2_export.bench.timing import Timing, alternate
+from umv2_export.bench.memory_layer import memory_layer_model
+from umv2_export.bench.sessions import open_session, share_threads
+from umv2_export.bench.single_op import key_scores_model, lookup_model, repeated, tucker_model, with_constants
+from umv2_export.bench.timing import Timing, time_in_turns
 from umv2_export.layout import TableLayout
 from umv2_export.memory import anonymous_memory
 from umv2_export.onnx.signatures import op_signatures
@@ -156,7 +149,7 @@ def _lookups(
         contenders = [_bound_call(session, fixed, changing)]
         if dtype != "int8":
             contenders.append(_embedding_bag(table, indices, scores[0]))
-        native, *peers = (timing.divided(nodes) for timing in alternate(contenders, rounds=rounds))
+        native, *peers = (timing.divided(nodes) for timing in time_in_turns(contenders, rounds=rounds))
         size = batch * HITS * VALUE_DIM * torch_dtype.itemsize
         rate = size / (native.p50 * 1e-3)
         goal = 0.8 if batch == 1 and dtype == "int8" else 0.85 if batch == 1 or dtype == "int8" else 1.0
@@ -211,7 +204,7 @@ def _pre_value_lookups(rounds: int, table_bytes: int) -> Iterator[OpResult]:
                 f"query.{i}": [rng.standard_normal((batch, size)).astype(np.float32)] * CALLS,
             }
         contenders = [_bound_call(session, table, changing) for session in sessions]
-        native, stock = (timing.divided(nodes) for timing in alternate(contenders, rounds=rounds))
+        native, stock = (timing.divided(nodes) for timing in time_in_turns(contenders, rounds=rounds))
         rate = batch * HITS * 2 * size * 4 / (native.p50 * 1e-3)
         yield OpResult(
             "lookup with pre-values / ONNX Runtime standard ops",
@@ -248,7 +241,7 @@ def _key_scores(signature: KeyScoresSignature, rounds: int) -> Iterator[OpResult
         queries = [rng.standard_normal((batch, size)).astype(np.float32) for _ in range(CALLS)]
         sessions = [open_session(model, native=native, threads=None) for native in (True, False)]
         contenders = [_bound_call(session, {}, {"queries": queries}) for session in sessions]
-        native, stock = (timing.divided(nodes) for timing in alternate(contenders, rounds=rounds))
+        native, stock = (timing.divided(nodes) for timing in time_in_turns(contenders, rounds=rounds))
         shape = f"{signature.key_dim} x {signature.keys_per_side}"
         yield OpResult(
             f"key_scores {shape} / ONNX Runtime standard ops", batch, native, stock, stock.p50 / native.p50, goal
@@ -271,7 +264,7 @@ def _retrievals(rounds: int) -> Iterator[OpResult]:
             name: [rng.standard_normal(shape).astype(np.float32) for _ in range(CALLS)]
             for name, shape in shapes.items()
         }
-        native, stock = alternate([_bound_call(session, {}, changing) for session in sessions], rounds=rounds)
+        native, stock = time_in_turns([_bound_call(session, {}, changing) for session in sessions], rounds=rounds)
         yield OpResult(
             "tucker_topk n 1024, m 64 / ONNX Runtime standard ops", batch, native, stock, stock.p50 / native.p50, 2.0
         )
@@ -291,7 +284,7 @@ def _memory_layers(rounds: int) -> Iterator[OpResult]:
                 rng.standard_normal((batch, config.hidden_size)).astype(np.float32) for _ in range(CALLS)
             ]
             contenders = [_bound_call(session, {}, {"hidden": hidden}) for session in sessions]
-            *timings, stock = alternate(contenders, rounds=rounds)
+            *timings, stock = time_in_turns(contenders, rounds=rounds)
             for keys, timing in zip(("", ", fp16 keys"), timings, strict=True):
                 name = f"memory layer, 227M/1.2B shape{keys} / stock ONNX Runtime"
                 yield OpResult(name, batch, timing, stock, stock.p50 / timing.p50, goal)

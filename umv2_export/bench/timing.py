@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Timing", "alternate"]
+__all__ = ["Timing", "time_in_turns"]
 
 # ONNX Runtime's threads spin for a while after a run; a peer with threads of its own would share two cores with them.
 PAUSE_SECONDS = 0.003
@@ -32,7 +32,7 @@ class Timing:
         return Timing(self.p50 / parts, self.p90 / parts, self.p99 / parts)
 
 
-def alternate(contenders: Sequence[Callable[[int], object]], *, rounds: int, warmup: int = 3) -> list[Timing]:
+def time_in_turns(contenders: Sequence[Callable[[int], object]], *, rounds: int, warmup: int = 3) -> list[Timing]:
     """Call each contender once a round; the argument is another one in each call, so that inputs can change.
 
     With the same rows for all, the first contender reads them from memory and the others from the cache that it left:

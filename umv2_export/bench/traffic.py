@@ -14,7 +14,7 @@ from umv2_export.dtypes import torch_dtype
 from umv2_export.errors import InvalidRequest
 from umv2_export.runtimes.base import Array
 
-__all__ = ["Hits", "Traffic", "count_traffic", "expected_hits", "hits_of"]
+__all__ = ["Hits", "Traffic", "count_traffic", "density", "expected_hits", "hits_of"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,14 @@ def expected_hits(bundle: Bundle, tokens: int) -> Hits:
         [] if config.experts is None else [distinct(config.experts.count, config.experts.topk)] * config.num_layers
     )
     return Hits(tokens, distinct(config.vocab_size, 1), rows, experts)
+
+
+def density(bundle: Bundle, hits: Hits) -> float:
+    """Share of all rows that layers see, or of all experts, that is hit; 1 in a model that has neither."""
+    config = bundle.config
+    if config.experts is not None:
+        return sum(hits.experts) / (config.num_layers * config.experts.count)
+    return sum(hits.rows) / (config.memory.layers * config.memory.visible_rows) if config.memory.layers else 1.0
 
 
 def count_traffic(bundle: Bundle, hits: Hits, *, batch: int, past: int, native: bool) -> Traffic:

@@ -16,7 +16,7 @@ from umv2_export.target import check_file_target
 from umv2_export.terminal import echo
 
 if TYPE_CHECKING:
-    from umv2_export.bench.steps import BenchResult, StepResult
+    from umv2_export.bench.results import BenchResult, StepResult
 
 __all__ = ["bench"]
 
@@ -79,11 +79,13 @@ def bench(
 
     require_runtime("onnxruntime", BENCH_ONNXRUNTIME, why="sessions of older releases share no threads")
 
-    from umv2_export.bench.contenders import choose_runtimes
-    from umv2_export.bench.page import render_page, require_plots
+    from umv2_export.bench.options import BenchOptions
+    from umv2_export.bench.page import render_page
+    from umv2_export.bench.plots import require_plots
+    from umv2_export.bench.recording import default_text
     from umv2_export.bench.resident import peak_resident
-    from umv2_export.bench.steps import BenchOptions, benchmark_steps
-    from umv2_export.bench.trace import default_text
+    from umv2_export.bench.runtime_choice import choose_runtimes
+    from umv2_export.bench.steps import benchmark_steps
     from umv2_export.bundle import Bundle
     from umv2_export.environment import describe_machine
     from umv2_export.files import write_atomically

@@ -1,26 +1,20 @@
-"""The CPU kernels of the native op library as functions over numpy arrays, with no runtime around them.
+"""The CPU kernels of the ops as functions over numpy arrays, with no runtime around them.
 
-For tests and benchmarks; a model calls them through its runtime. What the ops mean is said in `umv2_export.ops`.
+A model calls them through its runtime. What the ops mean is said in `umv2_export.ops`.
 """
 
 import ctypes
-import os
 from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from umv2_export import native_library
-from umv2_export.errors import EnvironmentUnfit
+from umv2_export import cpu_kernels
 
 __all__ = [
     "CPU_TARGETS",
-    "cpu_target",
-    "gather",
     "key_scores",
-    "load_kernels",
     "memory_lookup",
     "narrow",
     "normalize",
@@ -100,35 +94,9 @@ class _KeyScoresArgs(ctypes.Structure):
     )
 
 
-@cache
-def load_kernels() -> ctypes.CDLL:
-    """The library: that of the installation, or the one that UMV2_KERNEL_LIBRARY names (a build with sanitizers, say).
-
-    Raises:
-        EnvironmentUnfit: it is not installed.
-    """
-    library = ctypes.CDLL(os.environ.get("UMV2_KERNEL_LIBRARY") or native_library())
-    library.umv2_cpu_target.restype = ctypes.c_char_p
-    library.umv2_kernels.restype = ctypes.c_void_p
-    library.umv2_memory_lookup.restype = library.umv2_tucker_topk.restype = ctypes.c_bool
-    return library
-
-
-def cpu_target() -> str:
-    """Name of the kernels that this processor uses.
-
-    Raises:
-        EnvironmentUnfit: UMV2_CPU_TARGET names kernels that it does not run, or the library is not installed.
-    """
-    name: bytes | None = load_kernels().umv2_cpu_target()
-    if name is None:
-        raise EnvironmentUnfit("UMV2_CPU_TARGET names kernels that this processor does not run", fix="leave it unset")
-    return name.decode()
-
-
 def runnable_targets() -> list[str]:
     """The targets of CPU_TARGETS whose kernels this processor runs."""
-    return [target for target in CPU_TARGETS if load_kernels().umv2_kernels(target.encode()) is not None]
+    return [target for target in CPU_TARGETS if cpu_kernels.load_kernels().umv2_kernels(target.encode()) is not None]
 
 
 def memory_lookup(
@@ -186,8 +154,8 @@ def memory_lookup(
         group=_address(group, np.int64),
         query=_address(query, np.float32),
     )
-    accepted = load_kernels().umv2_memory_lookup(
-        _kernels(target),
+    accepted = cpu_kernels.load_kernels().umv2_memory_lookup(
+        cpu_kernels.kernels_of(target),
         ctypes.byref(arguments),
         ctypes.byref(all_tokens),
         ctypes.c_int64(tokens),
@@ -219,8 +187,8 @@ def tucker_topk(
         row_topk=row_topk,
         topk=topk,
     )
-    accepted = load_kernels().umv2_tucker_topk(
-        _kernels(target),
+    accepted = cpu_kernels.load_kernels().umv2_tucker_topk(
+        cpu_kernels.kernels_of(target),
         ctypes.byref(arguments),
         ctypes.c_void_p(_address(row_scores, np.float32)),
         ctypes.c_void_p(_address(col_scores, np.float32)),
@@ -236,8 +204,8 @@ def normalize(target: str, values: Array, epsilon: float) -> Array:
     """Each row of fp32 [rows, size], divided by its root mean square."""
     result = np.full(values.shape, np.nan, dtype=np.float32)
     for row, out in zip(values, result, strict=True):
-        load_kernels().umv2_normalize(
-            _kernels(target),
+        cpu_kernels.load_kernels().umv2_normalize(
+            cpu_kernels.kernels_of(target),
             ctypes.c_void_p(_address(row, np.float32)),
             ctypes.c_int64(row.size),
             ctypes.byref(ctypes.c_float(epsilon)),
@@ -273,7 +241,9 @@ def key_scores(target: str, queries: Array, keys: Sequence[Array], *, key_dtype:
         scores_size=key_count * joined,
         key_type=_STORAGES[key_dtype],
     )
-    load_kernels().umv2_key_scores(_kernels(target), ctypes.byref(arguments), ctypes.c_int64(tokens))
+    cpu_kernels.load_kernels().umv2_key_scores(
+        cpu_kernels.kernels_of(target), ctypes.byref(arguments), ctypes.c_int64(tokens)
+    )
     return scores
 
 
@@ -285,7 +255,7 @@ def _panels(keys: Array, key_dtype: str) -> Array:
     size = -(-key_count // _PANEL_KEYS) * _PANEL_KEYS * key_dim * keys.itemsize
     memory = np.zeros(size + _CACHE_LINE, dtype=np.uint8)
     panels = memory[-memory.ctypes.data % _CACHE_LINE :][:size]
-    load_kernels().umv2_pack_panels(
+    cpu_kernels.load_kernels().umv2_pack_panels(
         ctypes.c_void_p(address),
         ctypes.c_int64(keys.itemsize),
         ctypes.c_int64(key_dim),
@@ -298,8 +268,8 @@ def _panels(keys: Array, key_dtype: str) -> Array:
 def widen(target: str, halves: Array) -> Array:
     """fp16 of one axis as fp32."""
     result = np.full(halves.shape, np.nan, dtype=np.float32)
-    load_kernels().umv2_widen(
-        _kernels(target),
+    cpu_kernels.load_kernels().umv2_widen(
+        cpu_kernels.kernels_of(target),
         ctypes.c_void_p(_address(halves, np.float16)),
         ctypes.c_int64(halves.size),
         ctypes.c_void_p(result.ctypes.data),
@@ -310,8 +280,8 @@ def widen(target: str, halves: Array) -> Array:
 def narrow(target: str, values: Array) -> Array:
     """fp32 of one axis as fp16, rounded to nearest even."""
     result = np.full(values.shape, np.nan, dtype=np.float16)
-    load_kernels().umv2_narrow(
-        _kernels(target),
+    cpu_kernels.load_kernels().umv2_narrow(
+        cpu_kernels.kernels_of(target),
         ctypes.c_void_p(_address(values, np.float32)),
         ctypes.c_int64(values.size),
         ctypes.c_void_p(result.ctypes.data),
@@ -319,38 +289,13 @@ def narrow(target: str, values: Array) -> Array:
     return result
 
 
-def gather(target: str, table: Array, indices: Array) -> float:
-    """Sum of whole rows of an fp32 table [rows, size], read one after the other: the yardstick of benchmarks."""
-    total = ctypes.c_float()
-    load_kernels().umv2_gather(
-        _kernels(target),
-        ctypes.c_void_p(_address(table, np.float32)),
-        ctypes.c_int64(table.shape[1]),
-        ctypes.c_void_p(_address(indices, np.int64)),
-        ctypes.c_int64(indices.size),
-        ctypes.byref(total),
-    )
-    return float(total.value)
-
-
 def _address(array: Array | None, dtype: type) -> int | None:
-    if array is None:
-        return None
-    if array.dtype != dtype or not array.flags.c_contiguous:
-        raise TypeError(f"expected a contiguous {np.dtype(dtype)} array, got {array.dtype}")
-    return int(array.ctypes.data)
+    return None if array is None else cpu_kernels.address(array, dtype)
 
 
 def _pointers(addresses: Iterable[int]) -> "ctypes.Array[ctypes.c_void_p]":
     listed = list(addresses)
     return (ctypes.c_void_p * len(listed))(*listed)
-
-
-def _kernels(target: str) -> ctypes.c_void_p:
-    found: int | None = load_kernels().umv2_kernels(target.encode())
-    if found is None:
-        raise EnvironmentUnfit(f"this processor does not run the kernels {target!r}", fix="see `umv2-export env`")
-    return ctypes.c_void_p(found)
 
 
 def _require_accepted(accepted: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from umv2_export.bench.trace import trace_routing
+from umv2_export.bench.recording import record_routing
 from umv2_export.bundle import Bundle
 from umv2_export.errors import InvalidRequest
 from umv2_export.runtimes import StepInput, open_runtime
@@ -20,7 +20,7 @@ def test_a_decode_step_on_the_traced_cache_hits_the_traced_rows(past: int, expor
     bundle = Bundle(exported("v2_shared_ring")[0])
     runtime = open_runtime("onnxruntime", bundle)
     ids = np.random.default_rng(0).integers(0, bundle.config.vocab_size, 200)
-    trace = trace_routing(runtime, bundle, ids, sequences=5, length=past + 1)
+    trace = record_routing(runtime, bundle, ids, sequences=5, length=past + 1)
     assert trace.past[0][0].shape[2] == past
     step = StepInput(trace.token_ids, np.ones((5, past + 1), dtype=np.int64), trace.past)
     probes = runtime.run(step, probe=True).probes
@@ -34,4 +34,4 @@ def test_a_decode_step_on_the_traced_cache_hits_the_traced_rows(past: int, expor
 def test_a_text_that_is_too_short_is_refused(exported: Exported) -> None:
     bundle = Bundle(exported("v2_shared_ring")[0])
     with pytest.raises(InvalidRequest, match="6 tokens"):
-        trace_routing(open_runtime("torch", bundle), bundle, np.arange(6), sequences=5, length=4)
+        record_routing(open_runtime("torch", bundle), bundle, np.arange(6), sequences=5, length=4)

@@ -12,7 +12,7 @@ from umv2_export.errors import InvalidRequest
 from umv2_export.runtimes import Runtime, StepInput, empty_cache
 from umv2_export.runtimes.base import Array
 
-__all__ = ["LONGER", "Trace", "default_text", "trace_routing"]
+__all__ = ["LONGER", "Recording", "default_text", "record_routing"]
 
 # Tokens of one traced forward: bounds the memory of its logits and probes.
 TRACED_TOKENS = 1024
@@ -26,7 +26,7 @@ TEXT_BYTES = 2 * 2**20
 
 
 @dataclass(frozen=True)
-class Trace:
+class Recording:
     """Many sequences of real text, ready for a decode step: the cache of all tokens but the last, and its routing.
 
     Attributes:
@@ -66,7 +66,7 @@ def default_text() -> bytes:
     return b"".join(pieces)[:TEXT_BYTES].decode("utf-8", "ignore").encode()
 
 
-def trace_routing(runtime: Runtime, bundle: Bundle, ids: Array, *, sequences: int, length: int) -> Trace:
+def record_routing(runtime: Runtime, bundle: Bundle, ids: Array, *, sequences: int, length: int) -> Recording:
     """Run `sequences` pieces of text of `length` tokens, evenly spread over it.
 
     Raises:
@@ -93,4 +93,6 @@ def trace_routing(runtime: Runtime, bundle: Bundle, ids: Array, *, sequences: in
         for kept, made in zip(past, output.present, strict=True):
             for target, source in zip(kept, made, strict=True):
                 target[start : start + size] = source[:, :, :-1]
-    return Trace(prompts[:, -1:].copy(), {name: np.concatenate(pieces) for name, pieces in probes.items()}, past, ids)
+    return Recording(
+        prompts[:, -1:].copy(), {name: np.concatenate(pieces) for name, pieces in probes.items()}, past, ids
+    )

@@ -1,36 +1,23 @@
-"""ONNX models around a single op, or around one memory layer, for sessions with and without the native library."""
+"""ONNX models of a single op, for sessions with and without the native library."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-import onnxruntime
-import torch
 from onnx import parser
-from torch import nn
 
-from umv2_export import native_library
-from umv2_export.config import ModelConfig
-from umv2_export.layout import TableLayout
-from umv2_export.model.folded import FoldedMemoryLayer, FoldedPool
-from umv2_export.onnx.passes import attach_bodies, make_reproducible, simplify
-from umv2_export.onnx.signatures import op_signatures
-from umv2_export.onnx.translations import quiet_exporter, translations
 from umv2_export.ops import DOMAIN, VERSION, ExpertsSignature, KeyScoresSignature, LookupSignature
 from umv2_export.ops.experts import CONTRIB_DOMAIN, contrib_attributes
 from umv2_export.ops.tucker_topk import function_body as tucker_topk_body
 
 __all__ = [
+    "OPSET",
     "experts_model",
     "key_scores_model",
     "lookup_model",
-    "memory_layer_model",
-    "open_session",
     "repeated",
-    "share_threads",
     "tucker_model",
     "with_constants",
 ]
@@ -148,77 +135,11 @@ def tucker_model(*, row_topk: int, topk: int, scores: str = "float", opset: int 
     return _model(inputs, outputs, node, tucker_topk_body(opset=opset), opset)
 
 
-def memory_layer_model(config: ModelConfig, folder: Path, key_dtype: torch.dtype = torch.float32) -> Path:
-    """One memory layer of random weights, projections and keys included: input `hidden` [T, D], output `output`."""
-    layout = TableLayout.of(config.memory, torch.float32, 2 * 10**9)
-    signatures = op_signatures(config, layout)
-    with quiet_exporter():
-        program = torch.onnx.export(
-            _Layer(config, layout, key_dtype),
-            (torch.zeros(3, config.hidden_size),),
-            dynamo=True,
-            dynamic_shapes=({0: "tokens"},),
-            input_names=["hidden"],
-            output_names=["output"],
-            opset_version=OPSET,
-            custom_translation_table=translations(signatures),
-            optimize=False,
-            verbose=False,
-        )
-    if program is None:
-        raise AssertionError("torch.onnx.export returned no program")
-    program.model.opset_imports[DOMAIN] = VERSION
-    simplify(program.model)
-    attach_bodies(program.model, signatures, opset=OPSET)
-    make_reproducible(program.model)
-    ir.save(program.model, folder / "layer.onnx", external_data="layer.data")
-    return folder / "layer.onnx"
-
-
-def share_threads(threads: int) -> None:
-    """Let all sessions that are opened with `threads=None` use one pool of so many threads; once a process.
-
-    A session's own threads spin for a while after each run, on cores that the other contender of a benchmark then
-    lacks: a memory layer at 64 tokens took 10 ms instead of 1.8 ms.
-    """
-    onnxruntime.set_global_thread_pool_sizes(threads, 1)
-
-
-def open_session(model: onnx.ModelProto | Path, *, native: bool, threads: int | None) -> Any:
-    """An inference session on the CPU with threads of its own, or, with None, those of `share_threads`."""
-    options = onnxruntime.SessionOptions()
-    if threads is None:
-        options.use_per_session_threads = False
-    else:
-        options.intra_op_num_threads = threads
-    if native:
-        options.register_custom_ops_library(native_library())
-    source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-
-class _Layer(nn.Module):
-    """A memory layer alone, its scores of a size that keeps outputs near 1."""
-
-    def __init__(self, config: ModelConfig, layout: TableLayout, key_dtype: torch.dtype) -> None:
-        super().__init__()
-        self.layer = FoldedMemoryLayer(config, 0, layout=layout, key_dtype=key_dtype)
-        self.pool = FoldedPool(layout)
-        generator = torch.Generator().manual_seed(0)
-        for parameter in self.layer.parameters():
-            drawn = torch.randn(parameter.shape, generator=generator)
-            parameter.data.copy_(drawn * parameter.shape[-1] ** -0.5)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.layer(hidden, self.pool, None)[0]
-        return output
-
-
 def _model(inputs: list[str], outputs: list[str], node: str, body: ir.Function | None, opset: int) -> onnx.ModelProto:
     domain = CONTRIB_DOMAIN if body is None else DOMAIN
     text = (
         f'<ir_version: 9, opset_import: ["" : {opset}, "{domain}" : {VERSION}]>\n'
-        f"one_node ({', '.join(inputs)}) => ({', '.join(outputs)}) {{ {node} }}"
+        f"single_op ({', '.join(inputs)}) => ({', '.join(outputs)}) {{ {node} }}"
     )
     model = ir.serde.deserialize_model(parser.parse_model(text))
     if body is not None:

@@ -1,0 +1,133 @@
+"""A bundle in one runtime, ready to be timed: its sessions, and calls whose inputs were bound beforehand."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from umv2_export import native_library
+from umv2_export.bench.recording import Recording
+from umv2_export.bench.subgraph import core_subgraph
+from umv2_export.bench.traffic import Hits, Traffic, count_traffic
+from umv2_export.bundle import Bundle
+from umv2_export.runtimes.external_data import session_source
+
+__all__ = ["INPUTS", "TimedModel"]
+
+# Sets of sequences that calls take in turn; an odd number, for of two calls the second is timed. The largest batch has
+# one set, and finds what its own last step left in the cache.
+INPUTS = 7
+
+
+class TimedModel:
+    """A bundle in one runtime; a session at a time: each packs the weights anew, 4.5 GB of experts."""
+
+    def __init__(self, bundle: Bundle, runtime: str, recording: Recording) -> None:
+        self.bundle, self.runtime, self.recording = bundle, runtime, recording
+        self.name = bundle.path.resolve().name
+        self._dtype = np.float16 if bundle.manifest.dtype == "fp16" else np.float32
+        self._session: Any = None
+
+    def open_step(self) -> None:
+        """The whole graph."""
+        self.close()
+        self._session = self._open(self.bundle.graph().SerializeToString())
+
+    def open_core(self) -> None:
+        """The core alone."""
+        self.close()
+        self._session = self._open(core_subgraph(self.bundle).SerializeToString())
+
+    def close(self) -> None:
+        """Give the session's memory back."""
+        self._session = None
+
+    @property
+    def native(self) -> bool:
+        """The native ops run."""
+        return self.runtime == "onnxruntime-native"
+
+    def sets(self, batch: int) -> list[slice]:
+        """Sequences of the text by which calls take turns."""
+        count = min(INPUTS, self.recording.sequences // batch)
+        return [slice(i * batch, (i + 1) * batch) for i in range(count if count % 2 else count - 1)]
+
+    def decode_call(self, batch: int, past: int) -> Callable[[int], object]:
+        """A decode step of the whole graph, after real text."""
+        mask = np.ones((batch, past + 1), dtype=np.int64)
+        bindings = []
+        for chosen in self.sets(batch):
+            binding = self._session.io_binding()
+            binding.bind_cpu_input("input_ids", np.ascontiguousarray(self.recording.token_ids[chosen]))
+            binding.bind_cpu_input("attention_mask", mask)
+            for i, pair in enumerate(self.recording.past):
+                for kind, cache in zip(("key", "value"), pair, strict=True):
+                    binding.bind_cpu_input(
+                        f"past_key_values.{i}.{kind}", np.ascontiguousarray(cache[chosen], self._dtype)
+                    )
+            bindings.append(binding)
+        return self._caller(bindings)
+
+    def prefill_call(self, length: int) -> Callable[[int], object]:
+        """A prompt of one sequence, pieces of the text in turn."""
+        config = self.bundle.config
+        empty = np.empty((1, config.kv_heads, 0, config.head_size), dtype=self._dtype)
+        bindings = []
+        for start in np.linspace(0, len(self.recording.text) - length, INPUTS).astype(np.int64):
+            ids = np.ascontiguousarray(self.recording.text[None, start : start + length])
+            binding = self._session.io_binding()
+            binding.bind_cpu_input("input_ids", ids)
+            binding.bind_cpu_input("attention_mask", np.ones_like(ids))
+            for layer in range(config.num_layers):
+                for kind in ("key", "value"):
+                    binding.bind_cpu_input(f"past_key_values.{layer}.{kind}", empty)
+            bindings.append(binding)
+        return self._caller(bindings)
+
+    def core_call(self, batch: int) -> Callable[[int], object]:
+        """The core alone, on what it read in the traced text."""
+        bindings = []
+        for chosen in self.sets(batch):
+            binding = self._session.io_binding()
+            for name in (value.name for value in self._session.get_inputs()):
+                if name.startswith("normed."):
+                    normed = self.recording.probes[name][chosen, None].astype(self._dtype)
+                    binding.bind_cpu_input(name, np.ascontiguousarray(normed))
+                elif name.startswith("past_key_values."):
+                    shape = (batch, self.bundle.config.kv_heads, 0, self.bundle.config.head_size)
+                    binding.bind_cpu_input(name, np.empty(shape, dtype=self._dtype))
+                else:  # token ids or mask: of their shape alone
+                    binding.bind_cpu_input(name, np.ones((batch, 1), dtype=np.int64))
+            bindings.append(binding)
+        return self._caller(bindings)
+
+    def traffic(self, batch: int, past: int) -> tuple[Traffic, list[Hits]]:
+        """Bytes of the step that is timed: the mean of its sets of sequences."""
+        hits = [self.recording.hits(self.bundle, chosen) for chosen in self.sets(batch)]
+        counted = [count_traffic(self.bundle, one, batch=batch, past=past, native=self.native) for one in hits]
+        return Traffic.mean(counted), hits
+
+    def _open(self, graph: bytes) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.use_per_session_threads = False
+        options.log_severity_level = 3
+        source, folder = session_source(self.bundle, graph)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        if self.native:
+            options.register_custom_ops_library(native_library())
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+    def _caller(self, bindings: list[Any]) -> Callable[[int], object]:
+        session = self._session
+        names = [output.name for output in session.get_outputs()]
+
+        def call(number: int) -> None:
+            binding = bindings[number % len(bindings)]
+            for name in names:
+                binding.bind_output(name)
+            session.run_with_iobinding(binding)
+            # Outputs of a large batch are gigabytes of cache: they go before the next contender makes its own.
+            binding.clear_binding_outputs()
+
+        return call
