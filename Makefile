@@ -19,7 +19,8 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt cli.py $(NATIVE)
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python samples/01_export_and_prove.py
+	$(BIN)/python -m samples.01_export_and_prove
+	$(BIN)/python -m samples.04_trained_models
 
 # Two processes, each with whole files: fixtures of a module are made once.
 test: $(STAMP)
@@ -49,9 +50,9 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	$(BIN)/python samples/02_export_at_scale.py
+	$(BIN)/python -m samples.02_export_at_scale
 	$(BIN)/umv2-export bench-op
-	$(BIN)/python samples/03_traffic_at_scale.py
+	$(BIN)/python -m samples.03_traffic_at_scale
 
 # What takes a GPU: measures, writes docs/gpu-results.md, and runs the tests that a GPU alone can run in full (kernels,
 # launches of the compiled PTX and cubin, the harness of the TensorRT plugin). Without one it ends at once.

@@ -13,25 +13,27 @@ import tempfile
 import time
 from pathlib import Path
 
-PRESET = "umv2-227m-1.2b"
-DISK_BYTES = 2 * 10**9
+import click
+
+from samples.command import ROOT
+
 POLL_SECONDS = 0.02
 
 
-def disk_rate(folder: Path) -> float:
-    """Sequential write rate in bytes/s: 2 GB in blocks of 8 MiB, on disk when the clock stops."""
+def disk_rate(folder: Path, size: int) -> float:
+    """Sequential write rate in bytes/s: blocks of 8 MiB, on disk when the clock stops."""
     block, file = bytes(2**23), folder / "disk-rate"
     started = time.perf_counter()
     with file.open("wb", buffering=0) as stream:
-        for _ in range(DISK_BYTES // len(block)):
+        for _ in range(size // len(block)):
             stream.write(block)
         os.fsync(stream.fileno())
     seconds = time.perf_counter() - started
     file.unlink()
-    return DISK_BYTES / seconds
+    return size // len(block) * len(block) / seconds
 
 
-def run_measured(*arguments: object) -> tuple[dict[str, object], dict[str, int], float]:
+def run_measured(*arguments: object) -> tuple[dict[str, dict[str, float]], dict[str, int], float]:
     """Run a command with --json: its result, the peaks of RssAnon and RssFile in bytes, and seconds."""
     program = Path(sys.executable).with_name("umv2-export")
     started = time.perf_counter()
@@ -54,30 +56,30 @@ def run_measured(*arguments: object) -> tuple[dict[str, object], dict[str, int],
         return json.load(output), peaks, time.perf_counter() - started
 
 
-def main() -> None:
-    """Initialise, export twice, report."""
-    parent = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("build")
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="scale-", dir=parent))
+@click.command(help=__doc__)
+@click.option("--small", is_flag=True, help="A model of 0.2 MB, in seconds: shows what is printed, and says nothing.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=ROOT / "build", help="For temporary files.")
+def main(small: bool, output: Path) -> None:
+    """Initialise, export, report."""
+    preset, disk_bytes = ("umv2-tiny", 2**24) if small else ("umv2-227m-1.2b", 2 * 10**9)
+    output.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="scale-", dir=output))
     try:
-        _, peaks, seconds = run_measured("init", PRESET, "-o", folder / "checkpoint")
-        print(f"init {PRESET}: {seconds:.1f} s, anonymous peak {peaks['RssAnon'] / 1e9:.2f} GB")
-        before = disk_rate(folder)
+        _, peaks, seconds = run_measured("init", preset, "-o", folder / "checkpoint")
+        print(f"init {preset}: {seconds:.1f} s, anonymous peak {peaks['RssAnon'] / 1e9:.2f} GB")
+        before = disk_rate(folder, disk_bytes)
         result, peaks, seconds = run_measured("onnx", folder / "checkpoint", "-o", folder / "bundle", "--no-validate")
-        after = disk_rate(folder)
-        size = sum(file.stat().st_size for file in (folder / "bundle").iterdir())
+        after = disk_rate(folder, disk_bytes)
         phases = result["seconds"]
-        if not isinstance(phases, dict):
-            raise TypeError(f"seconds is {phases!r}")
-        rate = size / phases["weights"]
-        disk = min(before, after)
+        size = sum(file.stat().st_size for file in (folder / "bundle").iterdir())
+        rate, disk = size / phases["weights"], min(before, after)
         print(f"export without validation: {seconds:.1f} s, bundle {size / 1e9:.2f} GB")
         print(f"  anonymous peak {peaks['RssAnon'] / 1e9:.2f} GB, mapped files peak {peaks['RssFile'] / 1e9:.2f} GB")
         print(f"  phases in s: {', '.join(f'{name} {value:.1f}' for name, value in phases.items())}")
         print(
-            f"  weights with hashes {rate / 1e6:.0f} MB/s, disk {before / 1e6:.0f} and {after / 1e6:.0f} MB/s: "
-            f"ratio {rate / disk:.2f} to the slower"
+            f"  weights with hashes {rate / 1e6:.0f} MB/s, disk {before / 1e6:.0f} and {after / 1e6:.0f} MB/s: ", end=""
         )
+        print(f"ratio {rate / disk:.2f} to the slower")
     finally:
         shutil.rmtree(folder)
 

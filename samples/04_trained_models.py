@@ -1,30 +1,29 @@
-"""Three trained models of one size, exported in three precisions: UltraMemV2, a mixture of 8 experts, UltraMem V1.
+"""Three trained models of one size: UltraMemV2, a mixture of 8 experts, UltraMem V1.
 
 Each checkpoint below samples/checkpoints was trained by samples/training/train.py on the source of Python's standard
 library, byte by byte. Here each is exported in three precisions; bits per byte of a module that none of them saw are
-measured in ONNX Runtime, and parity is checked on that text. About three minutes on two cores.
+measured in ONNX Runtime, parity is checked on that text, and the first two are timed side by side. About four minutes
+on two cores.
 """
 
 import math
 import shutil
-import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
+import click
 import numpy as np
 
+from samples.command import ROOT, umv2_export
 from umv2_export.bundle import Bundle
 from umv2_export.runtimes import StepInput, empty_cache, open_runtime
 
-SAMPLES = Path(__file__).parent
-OUTPUT = SAMPLES.parent / "build" / "trained"
-NAMES = ("umv2", "moe", "umv1")
+CHECKPOINTS = ROOT / "samples" / "checkpoints"
 
 # Of the held-out modules (samples/training/corpus.py), the largest in every version of Python.
-HELD_OUT = "pydoc.py"
+HELD_OUT = Path(sysconfig.get_path("stdlib")) / "pydoc.py"
 
-SEQUENCES, LENGTH = 64, 256
+LENGTH = 256
 
 PRECISIONS = {
     "fp32": ("--table-dtype", "fp32"),
@@ -36,19 +35,12 @@ PRECISIONS = {
 MOE_PRECISIONS: dict[str, tuple[str, ...]] = {"fp32": (), "fp16": ("--dtype", "fp16")}
 
 
-def umv2_export(*arguments: object) -> str:
-    """Run the command line, show the command, and return what it printed."""
-    print("\n$ umv2-export", *(str(argument).replace(f"{SAMPLES.parent}/", "") for argument in arguments), flush=True)
-    program = Path(sys.executable).with_name("umv2-export")
-    return subprocess.run([program, *map(str, arguments)], check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
-def bits_per_byte(bundle: Bundle, text: bytes) -> float:
-    """Of sequences evenly spread over a text, each predicted from its own start, in ONNX Runtime."""
+def bits_per_byte(bundle: Bundle, sequences: int) -> float:
+    """Of sequences evenly spread over the text, each predicted from its own start, in ONNX Runtime."""
     runtime = open_runtime("onnxruntime", bundle)
-    ids = np.frombuffer(text, dtype=np.uint8).astype(np.int64)
+    ids = np.frombuffer(HELD_OUT.read_bytes(), dtype=np.uint8).astype(np.int64)
     losses = []
-    for start in np.linspace(0, len(ids) - LENGTH - 1, SEQUENCES).astype(int):
+    for start in np.linspace(0, len(ids) - LENGTH - 1, sequences).astype(int):
         piece = ids[None, start : start + LENGTH + 1]
         step = StepInput(piece[:, :-1], np.ones_like(piece[:, :-1]), empty_cache(bundle.config, 1))
         logits = runtime.run(step).logits[0].astype(np.float64)
@@ -57,26 +49,37 @@ def bits_per_byte(bundle: Bundle, text: bytes) -> float:
     return float(np.mean(losses)) / math.log(2)
 
 
-def main() -> None:
+@click.command(help=__doc__)
+@click.option("--small", is_flag=True, help="UltraMemV2 alone, in fp32, on a quarter of the text.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=ROOT / "build" / "trained")
+def main(small: bool, output: Path) -> None:
     """Export, measure, and print one table."""
-    shutil.rmtree(OUTPUT, ignore_errors=True)
-    OUTPUT.mkdir(parents=True)
-    text_file = Path(sysconfig.get_path("stdlib")) / HELD_OUT
-    text = text_file.read_bytes()
-    table: list[tuple[str, str, float, Path]] = []
-    for name in NAMES:
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    table: list[tuple[str, str, float]] = []
+    fp32: dict[str, Path] = {}
+    for name in ("umv2",) if small else ("umv2", "moe", "umv1"):
         for precision, options in (MOE_PRECISIONS if name == "moe" else PRECISIONS).items():
-            bundle = OUTPUT / f"{name}-{len(table)}"
-            umv2_export("onnx", SAMPLES / "checkpoints" / name, "-o", bundle, *options, "--no-validate")
-            table.append((name, precision, bits_per_byte(Bundle(bundle), text), bundle))
-    fp32 = {name: bundle for name, precision, _, bundle in table if precision == "fp32"}
-    for bundle in fp32.values():
-        print(umv2_export("parity", bundle, "--prompt-file", text_file).splitlines()[-2])
+            if precision != "fp32" and small:
+                continue
+            bundle = output / f"{name}-{len(table)}"
+            umv2_export("onnx", CHECKPOINTS / name, "-o", bundle, *options, "--no-validate")
+            table.append((name, precision, bits_per_byte(Bundle(bundle), 16 if small else 64)))
+            if precision == "fp32":
+                fp32[name] = bundle
     for name, bundle in fp32.items():
-        prompt = "    def __init__(self, "
-        print(f"{name}:\n{prompt}" + umv2_export("generate", bundle, "--prompt", prompt, "--max-new-tokens", 100))
-    print(f"{'':8}{'':28}bits per byte of {HELD_OUT}")
-    for name, precision, bits, _ in table:
+        checked = umv2_export("parity", bundle, "--reference", CHECKPOINTS / name, "--prompt-file", HELD_OUT)
+        print(checked.splitlines()[-2])
+    prompt = "    def __init__(self, "
+    for bundle in fp32.values():
+        print(prompt + umv2_export("generate", bundle, "--prompt", prompt, "--max-new-tokens", 100))
+    if not small:
+        umv2_export("onnx", CHECKPOINTS / "moe", "-o", output / "moe-contrib", "--moe-form", "contrib")
+        baselines = ("--baseline", fp32["moe"], "--baseline", output / "moe-contrib")
+        bench = ("--batch", "1,8,64", "--iterations", 10, "--text", HELD_OUT)
+        print(umv2_export("bench", fp32["umv2"], *baselines, *bench))
+    print(f"{'':8}{'':28}bits per byte of {HELD_OUT.name}")
+    for name, precision, bits in table:
         print(f"{name:8}{precision:28}{bits:.4f}")
 
 

@@ -55,16 +55,6 @@ def test_contenders_have_the_size_of_the_mixture_of_experts(name: str) -> None:
     assert counts.activated == pytest.approx(experts.activated, rel=0.01)
 
 
-def test_a_shipped_model_is_exported_checked_on_text_and_continues_text(tmp_path: Path) -> None:
-    bundle = tmp_path / "bundle"
-    assert run_command("onnx", CHECKPOINTS / "umv2", "-o", bundle, "--no-validate").exit_code == 0
-    parity = run_command("parity", bundle, "--reference", CHECKPOINTS / "umv2", "--prompt-file", HELD_OUT, "--json")
-    assert parity.exit_code == 0, parity.stderr
-    assert json.loads(parity.stdout)["passed"]
-    generated = run_command("generate", bundle, "--prompt", "def __init__(", "--max-new-tokens", 4)
-    assert generated.stdout.strip() == "self"
-
-
 def test_parity_refuses_a_text_that_is_too_short(tmp_path: Path, exported: Any) -> None:
     (tmp_path / "short.txt").write_text("too short")
     bundle, _ = exported("v2_shared_ring")
