@@ -196,7 +196,8 @@ void launch(const KernelArchive& archive, const LookupCall& call, Stream stream)
 }
 
 void launch(const KernelArchive& archive, const TopkCall& call, Stream stream) {
-  if (call.tokens == 0) return;
+  // The driver refuses a grid of no programs.
+  if (call.tokens == 0 || call.heads == 0) return;
   const KernelRecord& record = chosen(archive, call);
   Arguments arguments(10);
   for (const void* input : {call.row_scores, call.col_scores, call.u, call.v, call.cores}) arguments.pointer(input);

@@ -26,96 +26,129 @@ enum ElementType : int { kUndefined = 0, kFloat = 1, kInt8 = 3, kInt64 = 7, kFlo
 enum Characteristic : int { kRequired = 0, kOptional = 1, kVariadic = 2 };
 enum MemoryType : int { kDefaultMemory = 0 };
 
+// Places of the functions in the table, named as the methods of Api are. A test reads them from here.
+enum Slot : size_t {
+  kCreateStatus = 0,
+  kErrorMessage = 2,
+  kCreateCustomOpDomain = 26,
+  kAddCustomOp = 27,
+  kAddCustomOpDomain = 28,
+  kTensorData = 51,
+  kElementType = 60,
+  kRank = 61,
+  kDimensions = 62,
+  kTensorInfo = 65,
+  kAllocate = 75,
+  kFree = 76,
+  kAllocatorInfo = 77,
+  kAttributeFloat = 85,
+  kAttributeInt = 86,
+  kAttributeString = 87,
+  kInputCount = 88,
+  kInput = 90,
+  kOutput = 91,
+  kReleaseStatus = 93,
+  kReleaseTensorInfo = 99,
+  kReleaseAllocator = 132,
+  kAttributeInts = 163,
+  kGpuStream = 193,
+  kConstantInputCount = 230,
+  kConstantInput = 249,
+  kParallelFor = 274,
+  kScratchBuffer = 277,
+  kKernelAllocator = 278,
+};
+
 // The function table: an array of pointers, of which these are called.
 class Api {
  public:
   explicit Api(const void* table) : slots_(static_cast<void* const*>(table)) {}
 
   Status* create_status(ErrorCode code, const char* message) const {
-    return call<Status*(ErrorCode, const char*)>(0)(code, message);
+    return call<Status*(ErrorCode, const char*)>(kCreateStatus)(code, message);
   }
-  const char* error_message(const Status* status) const { return call<const char*(const Status*)>(2)(status); }
+  const char* error_message(const Status* status) const { return call<const char*(const Status*)>(kErrorMessage)(status); }
   Status* create_custom_op_domain(const char* name, CustomOpDomain** domain) const {
-    return call<Status*(const char*, CustomOpDomain**)>(26)(name, domain);
+    return call<Status*(const char*, CustomOpDomain**)>(kCreateCustomOpDomain)(name, domain);
   }
   Status* add_custom_op(CustomOpDomain* domain, const void* op) const {
-    return call<Status*(CustomOpDomain*, const void*)>(27)(domain, op);
+    return call<Status*(CustomOpDomain*, const void*)>(kAddCustomOp)(domain, op);
   }
   Status* add_custom_op_domain(SessionOptions* options, CustomOpDomain* domain) const {
-    return call<Status*(SessionOptions*, CustomOpDomain*)>(28)(options, domain);
+    return call<Status*(SessionOptions*, CustomOpDomain*)>(kAddCustomOpDomain)(options, domain);
   }
-  Status* tensor_data(Value* value, void** data) const { return call<Status*(Value*, void**)>(51)(value, data); }
+  Status* tensor_data(Value* value, void** data) const { return call<Status*(Value*, void**)>(kTensorData)(value, data); }
   Status* element_type(const TensorInfo* info, int* type) const {
-    return call<Status*(const TensorInfo*, int*)>(60)(info, type);
+    return call<Status*(const TensorInfo*, int*)>(kElementType)(info, type);
   }
   Status* rank(const TensorInfo* info, size_t* rank) const {
-    return call<Status*(const TensorInfo*, size_t*)>(61)(info, rank);
+    return call<Status*(const TensorInfo*, size_t*)>(kRank)(info, rank);
   }
   Status* dimensions(const TensorInfo* info, int64_t* sizes, size_t rank) const {
-    return call<Status*(const TensorInfo*, int64_t*, size_t)>(62)(info, sizes, rank);
+    return call<Status*(const TensorInfo*, int64_t*, size_t)>(kDimensions)(info, sizes, rank);
   }
   Status* tensor_info(const Value* value, TensorInfo** info) const {
-    return call<Status*(const Value*, TensorInfo**)>(65)(value, info);
+    return call<Status*(const Value*, TensorInfo**)>(kTensorInfo)(value, info);
   }
   Status* allocate(Allocator* allocator, size_t size, void** memory) const {
-    return call<Status*(Allocator*, size_t, void**)>(75)(allocator, size, memory);
+    return call<Status*(Allocator*, size_t, void**)>(kAllocate)(allocator, size, memory);
   }
-  Status* free(Allocator* allocator, void* memory) const { return call<Status*(Allocator*, void*)>(76)(allocator, memory); }
+  Status* free(Allocator* allocator, void* memory) const { return call<Status*(Allocator*, void*)>(kFree)(allocator, memory); }
   Status* allocator_info(const Allocator* allocator, const MemoryInfo** info) const {
-    return call<Status*(const Allocator*, const MemoryInfo**)>(77)(allocator, info);
+    return call<Status*(const Allocator*, const MemoryInfo**)>(kAllocatorInfo)(allocator, info);
   }
   Status* attribute_float(const KernelInfo* info, const char* name, float* value) const {
-    return call<Status*(const KernelInfo*, const char*, float*)>(85)(info, name, value);
+    return call<Status*(const KernelInfo*, const char*, float*)>(kAttributeFloat)(info, name, value);
   }
   Status* attribute_int(const KernelInfo* info, const char* name, int64_t* value) const {
-    return call<Status*(const KernelInfo*, const char*, int64_t*)>(86)(info, name, value);
+    return call<Status*(const KernelInfo*, const char*, int64_t*)>(kAttributeInt)(info, name, value);
   }
   Status* attribute_string(const KernelInfo* info, const char* name, char* value, size_t* size) const {
-    return call<Status*(const KernelInfo*, const char*, char*, size_t*)>(87)(info, name, value, size);
+    return call<Status*(const KernelInfo*, const char*, char*, size_t*)>(kAttributeString)(info, name, value, size);
   }
   Status* input_count(const KernelContext* context, size_t* count) const {
-    return call<Status*(const KernelContext*, size_t*)>(88)(context, count);
+    return call<Status*(const KernelContext*, size_t*)>(kInputCount)(context, count);
   }
   Status* input(const KernelContext* context, size_t index, const Value** value) const {
-    return call<Status*(const KernelContext*, size_t, const Value**)>(90)(context, index, value);
+    return call<Status*(const KernelContext*, size_t, const Value**)>(kInput)(context, index, value);
   }
   Status* output(KernelContext* context, size_t index, const int64_t* sizes, size_t rank, Value** value) const {
-    return call<Status*(KernelContext*, size_t, const int64_t*, size_t, Value**)>(91)(context, index, sizes, rank,
+    return call<Status*(KernelContext*, size_t, const int64_t*, size_t, Value**)>(kOutput)(context, index, sizes, rank,
                                                                                        value);
   }
-  void release_status(Status* status) const { call<void(Status*)>(93)(status); }
-  void release_tensor_info(TensorInfo* info) const { call<void(TensorInfo*)>(99)(info); }
-  void release_allocator(Allocator* allocator) const { call<void(Allocator*)>(132)(allocator); }
+  void release_status(Status* status) const { call<void(Status*)>(kReleaseStatus)(status); }
+  void release_tensor_info(TensorInfo* info) const { call<void(TensorInfo*)>(kReleaseTensorInfo)(info); }
+  void release_allocator(Allocator* allocator) const { call<void(Allocator*)>(kReleaseAllocator)(allocator); }
   Status* attribute_ints(const KernelInfo* info, const char* name, int64_t* values, size_t* count) const {
-    return call<Status*(const KernelInfo*, const char*, int64_t*, size_t*)>(163)(info, name, values, count);
+    return call<Status*(const KernelInfo*, const char*, int64_t*, size_t*)>(kAttributeInts)(info, name, values, count);
   }
   // The CUDA stream of the op's provider.
   Status* gpu_stream(const KernelContext* context, void** stream) const {
-    return call<Status*(const KernelContext*, void**)>(193)(context, stream);
+    return call<Status*(const KernelContext*, void**)>(kGpuStream)(context, stream);
   }
   Status* constant_input_count(const KernelInfo* info, size_t* count) const {
-    return call<Status*(const KernelInfo*, size_t*)>(230)(info, count);
+    return call<Status*(const KernelInfo*, size_t*)>(kConstantInputCount)(info, count);
   }
   Status* constant_input(const KernelInfo* info, size_t index, int* is_constant, const Value** value) const {
-    return call<Status*(const KernelInfo*, size_t, int*, const Value**)>(249)(info, index, is_constant, value);
+    return call<Status*(const KernelInfo*, size_t, int*, const Value**)>(kConstantInput)(info, index, is_constant, value);
   }
   Status* parallel_for(const KernelContext* context, void (*body)(void*, size_t), size_t total, void* data) const {
     // 0 batches: the runtime cuts the range by its own number of threads.
-    return call<Status*(const KernelContext*, void (*)(void*, size_t), size_t, size_t, void*)>(274)(context, body,
+    return call<Status*(const KernelContext*, void (*)(void*, size_t), size_t, size_t, void*)>(kParallelFor)(context, body,
                                                                                                      total, 0, data);
   }
   // Of the stream of the call, which must have one. It is freed by the allocator that `info` is of.
   Status* scratch_buffer(const KernelContext* context, const MemoryInfo* info, size_t size, void** memory) const {
-    return call<Status*(const KernelContext*, const MemoryInfo*, size_t, void**)>(277)(context, info, size, memory);
+    return call<Status*(const KernelContext*, const MemoryInfo*, size_t, void**)>(kScratchBuffer)(context, info, size, memory);
   }
   // The allocator of the node's provider; whoever asks releases it.
   Status* kernel_allocator(const KernelInfo* info, MemoryType type, Allocator** allocator) const {
-    return call<Status*(const KernelInfo*, int, Allocator**)>(278)(info, type, allocator);
+    return call<Status*(const KernelInfo*, int, Allocator**)>(kKernelAllocator)(info, type, allocator);
   }
 
  private:
   template <typename Signature>
-  Signature* call(size_t slot) const {
+  Signature* call(Slot slot) const {
     return reinterpret_cast<Signature*>(slots_[slot]);
   }
 

@@ -21,10 +21,12 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="stand-in-")
 
 
 @functools.cache
-def build_stand_in() -> Path:
-    """The folder that holds libcuda.so.1; made once."""
-    target = Path(_FOLDER.name) / "libcuda.so.1"
-    flags = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
+def build_stand_in(options: tuple[str, ...] = ()) -> Path:
+    """The folder that holds libcuda.so.1; made once for any further options of the compiler."""
+    folder = Path(_FOLDER.name) / str(len(options))
+    folder.mkdir()
+    target = folder / "libcuda.so.1"
+    flags = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", *options)
     subprocess.run(["c++", *flags, SOURCE, "-o", target], check=True)
     return target.parent
 
@@ -40,7 +42,12 @@ def write_kernels(file: Path, folders: Iterable[Path]) -> None:
 
 
 def stand_in_environment(
-    *, kernels: Path | None = None, log: Path | None = None, devices: int = 1, capability: str = "8.9"
+    *,
+    kernels: Path | None = None,
+    log: Path | None = None,
+    devices: int = 1,
+    capability: str = "8.9",
+    folder: Path | None = None,
 ) -> dict[str, str]:
     """The environment of a process that finds the stand-in in place of a driver.
 
@@ -49,12 +56,13 @@ def stand_in_environment(
         log: file that gets a line for each launch.
         devices: number of GPUs.
         capability: compute capability of the GPU.
+        folder: with the stand-in, of `build_stand_in`; None: one without further options.
     """
     major, minor = capability.split(".")
     files = {"STAND_IN_KERNELS": kernels, "STAND_IN_LOG": log}
     return {
         **os.environ,
-        "LD_LIBRARY_PATH": str(build_stand_in()),
+        "LD_LIBRARY_PATH": str(folder or build_stand_in()),
         "STAND_IN_DEVICES": str(devices),
         "STAND_IN_MAJOR": major,
         "STAND_IN_MINOR": minor,

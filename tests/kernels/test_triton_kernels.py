@@ -267,3 +267,11 @@ def test_one_core_of_ones_on_the_diagonal_and_one_rank_are_retrieved() -> None:
         feed["cores"] = np.broadcast_to(np.eye(ranks, dtype=np.float32), feed["cores"].shape).copy()
         truth = oracle.tucker_topk(*feed.values(), row_topk=6, topk=8)
         assert_same_hits(topk_launched(feed, 6, 8), list(truth), 2, ATOL[np.float32])
+
+
+@pytest.mark.parametrize(("tokens", "heads"), [(0, 2), (3, 0)])
+def test_no_tokens_or_no_heads_have_no_hits(tokens: int, heads: int) -> None:
+    sides, weights = torch.zeros(tokens, heads, 9, 2), torch.zeros(heads, 2)
+    addresses, scores = launch_topk(sides, sides, weights, weights, torch.zeros(2, heads, 2, 2), 3, 4)
+    assert addresses.shape == (tokens, heads * 4)
+    assert scores.shape == (tokens, heads * 4, 2)

@@ -3,18 +3,19 @@
 //
 //   scratch_test STREAM BYTES FAILS
 //
-// STREAM: handle of the stream of the call, 0 for none. FAILS: slot of the function that fails, or -1. Prints the calls in
+// STREAM: handle of the stream of the call, 0 for none. FAILS: what the function that fails prints, or none. Prints the calls in
 // order, and what is thrown.
 #include "scratch.h"
 
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 
 namespace {
 
 using namespace umv2::ort;
 
-int failing = -1;
+std::string failing;
 
 // Handles; what they point to is never looked at.
 template <typename T>
@@ -22,9 +23,9 @@ T* handle(uintptr_t number) {
   return reinterpret_cast<T*>(number);
 }
 
-Status* said(int slot, const char* text) {
+Status* said(const char* text) {
   std::printf("%s\n", text);
-  return failing == slot ? handle<Status>(1) : nullptr;
+  return failing == text ? handle<Status>(1) : nullptr;
 }
 
 }  // namespace
@@ -32,35 +33,35 @@ Status* said(int slot, const char* text) {
 int main(int, char** arguments) {
   const auto stream = handle<void>(std::strtoull(arguments[1], nullptr, 10));
   const int64_t bytes = std::atoll(arguments[2]);
-  failing = std::atoi(arguments[3]);
+  failing = arguments[3];
 
-  const void* table[279] = {};
-  const auto slot = [&](size_t number, auto* function) { table[number] = reinterpret_cast<const void*>(function); };
-  slot(2, +[](const Status*) { return "it fails"; });
-  slot(93, +[](Status*) { std::printf("release status\n"); });
-  slot(75, +[](Allocator*, size_t size, void** memory) {
+  const void* table[kKernelAllocator + 1] = {};
+  const auto slot = [&](Slot place, auto* function) { table[place] = reinterpret_cast<const void*>(function); };
+  slot(kErrorMessage, +[](const Status*) { return "it fails"; });
+  slot(kReleaseStatus, +[](Status*) { std::printf("release status\n"); });
+  slot(kAllocate, +[](Allocator*, size_t size, void** memory) {
     *memory = handle<void>(16);
     std::printf("%zu bytes: ", size);
-    return said(75, "allocate");
+    return said("allocate");
   });
-  slot(76, +[](Allocator*, void* memory) {
+  slot(kFree, +[](Allocator*, void* memory) {
     std::printf("%p: ", memory);
-    return said(76, "free");
+    return said("free");
   });
-  slot(77, +[](const Allocator*, const MemoryInfo** info) {
+  slot(kAllocatorInfo, +[](const Allocator*, const MemoryInfo** info) {
     *info = handle<const MemoryInfo>(5);
-    return said(77, "info");
+    return said("info");
   });
-  slot(132, +[](Allocator*) { std::printf("release allocator\n"); });
-  slot(277, +[](const KernelContext*, const MemoryInfo* info, size_t size, void** memory) {
+  slot(kReleaseAllocator, +[](Allocator*) { std::printf("release allocator\n"); });
+  slot(kScratchBuffer, +[](const KernelContext*, const MemoryInfo* info, size_t size, void** memory) {
     *memory = handle<void>(32);
     std::printf("%zu bytes of %p: ", size, static_cast<const void*>(info));
-    return said(277, "scratch buffer");
+    return said("scratch buffer");
   });
-  slot(278, +[](const KernelInfo*, int type, Allocator** allocator) {
+  slot(kKernelAllocator, +[](const KernelInfo*, int type, Allocator** allocator) {
     *allocator = handle<Allocator>(7);
     std::printf("memory type %d: ", type);
-    return said(278, "allocator");
+    return said("allocator");
   });
 
   const Api api(table);

@@ -4,6 +4,7 @@ No GPU takes part. The sources of the library are compiled once more for the pro
 the stand-in's.
 """
 
+import itertools
 import json
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import onnxruntime
 import pytest
 import torch
 
-from tests.gpu.stand_in import stand_in_environment, write_kernels
+from tests.gpu.stand_in import build_stand_in, stand_in_environment, write_kernels
 from tests.gpu.stand_in_kernels import write_stand_in_kernels
 from tests.ops.bodies import Array, run_body
 from tests.plugins.test_onnxruntime_library import lookup_case, tucker_feed
@@ -37,16 +38,23 @@ PLUGINS = Path(__file__).parents[2] / "plugins"
 TOPK = topk_variant(torch.float32, ranks=2, cores=2, row_topk=8, topk=9)
 
 
+SANITIZE = ("-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g")
+
+
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sources of the CUDA library, registered for the provider of the CPU."""
-    target = tmp_path_factory.mktemp("library") / "libops.so"
+    return build_library(tmp_path_factory.mktemp("library") / "libops.so")
+
+
+def build_library(target: Path, *options: str) -> Path:
+    """Compile it with further options; returns it."""
     sources = [
         *(PLUGINS / "onnxruntime" / name for name in ("library.cpp", "op_inputs.cpp")),
         *sorted((PLUGINS / "onnxruntime_cuda").glob("*.cpp")),
         *sorted((PLUGINS / "cuda").glob("*.cpp")),
     ]
-    flags = ["-std=c++17", "-O0", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+    flags = ["-std=c++17", "-O0", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", *options]
     flags += [
         '-DUMV2_EXECUTION_PROVIDER="CPUExecutionProvider"',
         f"-I{PLUGINS / 'onnxruntime'}",
@@ -164,6 +172,7 @@ LOOKUPS = {
     "int8 rows with everything else": lookup_of("everything", 3, tokens=5, hits=20),
     "a kernel of more shards": lookup_of("three shards", 5, tokens=5),
     "no tokens": lookup_of("pre-values", 1, tokens=0),
+    "no hits": lookup_of("pre-values", 1, tokens=5, hits=0),
 }
 
 
@@ -180,7 +189,9 @@ def sorted_hits(addresses: Array, scores: Array) -> tuple[Array, Array]:
 
 
 def test_single_ops_give_what_their_bodies_give(library: Path, tmp_path: Path) -> None:
-    topk = {"top-k": topk_of(tokens=4), "top-k of no tokens": topk_of(tokens=0)}
+    topk = {
+        f"top-k of {sizes}": topk_of(**sizes) for sizes in ({"tokens": 4}, {"tokens": 0}, {"tokens": 4, "heads": 0})
+    }
     cases = LOOKUPS | topk
     for name, outputs in run_on_stand_in(library, tmp_path, cases).items():
         assert isinstance(outputs, dict), (name, outputs)
@@ -220,15 +231,15 @@ def test_hits_of_few_tokens_are_split_and_give_what_the_body_gives(label: str, l
     ).values()
     assert isinstance(outputs, dict), outputs
     assert isinstance(case.model, onnx.ModelProto)
-    [actual], [expected] = outputs.values(), run_body(case.model, case.feed)
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-4)
+    [found], [expected] = outputs.values(), run_body(case.model, case.feed)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
     launches = [json.loads(line) for line in (tmp_path / "launches.txt").read_text().splitlines()]
     assert [launch["grid"][2] for launch in launches] == ([splits, 1] if splits else [1])
 
 
-def scratch_calls(program: Path, *, stream: int = 9, size: int = 4096, fails: int = -1) -> list[str]:
+def scratch_calls(program: Path, *, stream: int = 9, size: int = 4096, fails: str = "none") -> list[str]:
     """What the memory of a call asks of the runtime, in order (scratch_test.cpp)."""
-    command = [str(program), str(stream), str(size), str(fails)]
+    command = [str(program), str(stream), str(size), fails]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 
@@ -265,10 +276,65 @@ def test_a_call_without_splits_takes_no_memory(scratch_test: Path) -> None:
 
 def test_a_runtime_without_memory_is_an_error_that_leaks_nothing(scratch_test: Path) -> None:
     failed = ["release status", *CLOSED, "ONNX Runtime failed: scratch memory: it fails"]
-    assert scratch_calls(scratch_test, fails=277)[-3:] == failed
-    assert scratch_calls(scratch_test, stream=0, fails=75)[-3:] == failed
+    assert scratch_calls(scratch_test, fails="scratch buffer")[-3:] == failed
+    assert scratch_calls(scratch_test, stream=0, fails="allocate")[-3:] == failed
     info = ["release status", *CLOSED, "ONNX Runtime failed: allocator info: it fails"]
-    assert scratch_calls(scratch_test, fails=77)[-3:] == info
+    assert scratch_calls(scratch_test, fails="info")[-3:] == info
+
+
+BOTH = (False, True)
+
+
+def general_kernels() -> list[Variant]:
+    """For all nodes of small sizes, and of any: a divisor of 1."""
+    lookups: list[Variant] = [
+        lookup_variant(
+            torch.float32,
+            rows,
+            shards=3,
+            cores=cores,
+            grouped=grouped,
+            pre_value_dim=13 * pre_values,
+            value_dim=31,
+            gelu=False,
+            split=split,
+        )
+        for rows in (torch.float32, torch.int8)
+        for cores, grouped, pre_values, split in itertools.product(range(1, 6), BOTH, BOTH, BOTH)
+    ]
+    topks = [
+        topk_variant(torch.float32, ranks=ranks, cores=cores, row_topk=5, topk=25)
+        for ranks, cores in itertools.product(range(1, 6), repeat=2)
+    ]
+    return [*lookups, sum_variant(torch.float32, value_dim=31), *topks]
+
+
+def sanitizer(name: str) -> str:
+    found = subprocess.run(["c++", f"-print-file-name=lib{name}.so"], capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
+def test_random_attributes_and_shapes_are_answered_or_refused_and_touch_nothing_else(tmp_path: Path) -> None:
+    """The tests of the CPU's ops, in a process whose ops and driver AddressSanitizer watches."""
+    library = build_library(tmp_path / "libops.so", *SANITIZE)
+    archive = write_stand_in_kernels(tmp_path / "kernels", general_kernels())
+    write_kernels(tmp_path / "kernels.txt", [archive.parent])
+    environment = stand_in_environment(
+        kernels=tmp_path / "kernels.txt", log=tmp_path / "launches.txt", folder=build_stand_in(SANITIZE)
+    )
+    environment |= {
+        "UMV2_KERNEL_LIBRARY": str(library),
+        "UMV2_GPU_KERNELS": str(archive),
+        "LD_PRELOAD": f"{sanitizer('asan')} {sanitizer('ubsan')}",
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": "halt_on_error=1",
+    }
+    tests = ("tests/kernels/test_op_fuzz.py", "-k", "lookup or retrieval", "-p", "tests.plugins.current_context", "-q")
+    command = [sys.executable, "-m", "pytest", *tests]
+    done = subprocess.run(command, env=environment, cwd=PLUGINS.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "2 passed" in done.stdout
+    assert len((tmp_path / "launches.txt").read_text().splitlines()) >= 5
 
 
 EVERYTHING = LOOKUPS["int8 rows with everything else"]

@@ -1,9 +1,11 @@
 """What a model file, the environment or a second runtime may say to the op library: answered or refused."""
 
 import ctypes
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,10 @@ from tests.ops.bodies import Array, run_body, run_native
 from umv2_export import cuda_library, native_library
 from umv2_export.bench.single_op import lookup_model, tucker_model
 from umv2_export.ops import LookupSignature
+
+# Places of functions in the table of a runtime, as the library has them.
+ABI = (Path(__file__).parents[2] / "plugins" / "onnxruntime" / "ort_abi.h").read_text()
+SLOTS = {name: int(place) for name, place in re.findall(r"^  (k\w+) = (\d+),$", ABI, re.MULTILINE)}
 
 # Tables of runtimes that were registered: the library may call them until the process ends.
 KEPT: list[Any] = []
@@ -163,18 +169,23 @@ def stand_in_runtime(name: str, calls: list[tuple[str, str]]) -> tuple[Any, list
     table = (ctypes.c_void_p * 400)()
     kept: list[Any] = [table]
 
-    def slot(number: int, function: str, arguments: int, answer: Callable[..., object] = lambda *_: None) -> None:
+    def slot(place: str, function: str, arguments: int, answer: Callable[..., object] = lambda *_: None) -> None:
         def called(*given: Any) -> None:
             calls.append((name, function))
             answer(*given)
 
         callback = ctypes.CFUNCTYPE(ctypes.c_void_p, *[ctypes.c_void_p] * arguments)(called)
-        table[number] = ctypes.cast(callback, ctypes.c_void_p).value
+        table[SLOTS[place]] = ctypes.cast(callback, ctypes.c_void_p).value
         kept.append(callback)
 
-    slot(26, "create domain", 2, lambda _, domain: ctypes.memmove(domain, ctypes.byref(ctypes.c_uint64(1)), 8))
-    slot(27, "add op", 2)
-    slot(28, "add domain", 2)
+    slot(
+        "kCreateCustomOpDomain",
+        "create domain",
+        2,
+        lambda _, domain: ctypes.memmove(domain, ctypes.byref(ctypes.c_uint64(1)), 8),
+    )
+    slot("kAddCustomOp", "add op", 2)
+    slot("kAddCustomOpDomain", "add domain", 2)
     get_api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)(lambda _: ctypes.addressof(table))
     kept.append(get_api)
     base = (ctypes.c_void_p * 2)(ctypes.cast(get_api, ctypes.c_void_p).value, None)

@@ -51,7 +51,7 @@ def launch_topk(
     variant = topk_variant(row_scores.dtype, ranks=ranks, cores=len(cores), row_topk=row_topk, topk=topk)
     addresses = row_scores.new_empty((tokens, heads * topk), dtype=torch.int64)
     scores = row_scores.new_empty((tokens, heads * topk, len(cores)))
-    if tokens:
+    if tokens and heads:
         tucker_topk_kernel[tokens, heads](
             *(tensor.contiguous() for tensor in (row_scores, col_scores, u, v, cores)),
             keys_per_side,

@@ -9,10 +9,13 @@
 #include <sstream>
 #include <utility>
 
+#include "simd.h"
+
 namespace umv2::test {
 namespace {
 
 using nvinfer1::DataType;
+using namespace UMV2_TARGET;
 
 // What the kernels may lose: sums in fp32 (relative to the sum of the absolute terms), and the rounding of an output.
 constexpr double kSumError = 1e-5;
@@ -60,35 +63,11 @@ T get(const std::vector<uint8_t>& bytes, size_t element) {
   return value;
 }
 
-// Of a number that fp16 holds exactly.
-uint16_t half_bits(double value) {
-  if (value == 0) return 0;
-  int exponent = 0;
-  const double fraction = std::frexp(std::fabs(value), &exponent);
-  const auto bits = ((exponent + 14) << 10) + static_cast<int>((2 * fraction - 1) * 1024);
-  return static_cast<uint16_t>(bits | (value < 0 ? 0x8000 : 0));
-}
-
-double half_value(uint16_t bits) {
-  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-  const double size = exponent == 31 ? (fraction ? NAN : INFINITY)
-                      : exponent     ? std::ldexp(1024 + fraction, exponent - 25)
-                                     : std::ldexp(fraction, -24);
-  return bits & 0x8000 ? -size : size;
-}
-
-uint16_t bfloat_bits(double value) {
-  const auto single = static_cast<float>(value);
+// Of a number that bf16 holds exactly.
+BFloat16 upper_half(float value) {
   uint32_t bits = 0;
-  std::memcpy(&bits, &single, sizeof bits);
-  return static_cast<uint16_t>(bits >> 16);
-}
-
-double bfloat_value(uint16_t bits) {
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value = 0;
-  std::memcpy(&value, &wide, sizeof value);
-  return value;
+  std::memcpy(&bits, &value, sizeof bits);
+  return {static_cast<uint16_t>(bits >> 16)};
 }
 
 Tensor make(DataType type, std::vector<int64_t> sizes, const std::function<double()>& next) {
@@ -103,10 +82,10 @@ Tensor make(DataType type, std::vector<int64_t> sizes, const std::function<doubl
         put(tensor.bytes, static_cast<float>(value));
         break;
       case DataType::kHALF:
-        put(tensor.bytes, half_bits(value));
+        put(tensor.bytes, to_half(static_cast<float>(value)));
         break;
       case DataType::kBF16:
-        put(tensor.bytes, bfloat_bits(value));
+        put(tensor.bytes, upper_half(static_cast<float>(value)));
         break;
       case DataType::kINT8:
         put(tensor.bytes, static_cast<int8_t>(value));
@@ -433,10 +412,10 @@ void decode(Tensor& tensor) {
         tensor.values.push_back(get<float>(tensor.bytes, i));
         break;
       case DataType::kHALF:
-        tensor.values.push_back(half_value(get<uint16_t>(tensor.bytes, i)));
+        tensor.values.push_back(to_float(get<Half>(tensor.bytes, i)));
         break;
       case DataType::kBF16:
-        tensor.values.push_back(bfloat_value(get<uint16_t>(tensor.bytes, i)));
+        tensor.values.push_back(to_float(get<BFloat16>(tensor.bytes, i)));
         break;
       case DataType::kINT8:
         tensor.values.push_back(get<int8_t>(tensor.bytes, i));
