@@ -8,10 +8,14 @@ import onnx
 
 from umv2_export.config import ModelConfig
 from umv2_export.errors import InputRejected, shown
+from umv2_export.schema import either, integer, list_of, record, text
 
-__all__ = ["check_graph_values", "check_manifest_values", "describe_value", "input_names", "output_names"]
+__all__ = ["VALUES", "check_graph_values", "check_manifest_values", "describe_value", "input_names", "output_names"]
 
 Value = Mapping[str, Any]
+
+# Of a manifest: an axis of any size has a name.
+VALUES = list_of(record({"name": text, "dtype": text, "axes": list_of(either(text, integer(0)))}))
 
 _FLOATS = {"fp32": "float", "fp16": "float16", "bf16": "bfloat16"}
 
