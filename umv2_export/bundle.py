@@ -17,13 +17,12 @@ from umv2_export.documents import Document
 from umv2_export.dtypes import torch_dtype
 from umv2_export.errors import CheckFailed, InputRejected
 from umv2_export.files import file_sha256, inside
-from umv2_export.interface_checks import check_graph_values, check_manifest_values
+from umv2_export.interface_checks import VALUES, check_graph_values, check_manifest_values
 from umv2_export.layout import MOST_SHARDS, TableLayout
 from umv2_export.schema import (
-    Form,
     anything,
-    either,
     flag,
+    forms_of,
     integer,
     list_of,
     mapping,
@@ -121,14 +120,11 @@ class Manifest:
 
 _SIZE = integer(0)
 _DTYPE = one_of("fp32", "fp16", "bf16")
-_VALUES = list_of(record({"name": text, "dtype": text, "axes": list_of(either(text, integer(0)))}))
 
-
-# Every field of `Manifest`; the config is a `ModelConfig`'s to read.
-SCHEMA: Mapping[str, Form[Any]] = {
-    "tool_version": text,
-    # Nothing is computed from it.
-    "source": record(
+# The config is a `ModelConfig`'s to read, and nothing is computed from the source.
+SCHEMA = forms_of(
+    Manifest,
+    source=record(
         {
             "format": text,
             "files": mapping(sha256),
@@ -139,34 +135,26 @@ SCHEMA: Mapping[str, Form[Any]] = {
         },
         required=(),
     ),
-    "config": mapping(anything),
-    "query_layout": one_of("released", "per_rank"),
-    "dtype": _DTYPE,
-    "key_dtype": _DTYPE,
-    "table_dtype": _DTYPE,
-    "moe_form": one_of(None, "standard", "contrib"),
-    "opset": integer(1, 1000),
-    "min_onnxruntime": matching(r"[0-9]{1,4}(\.[0-9]{1,4}){2}", "a release such as 1.20.0"),
-    "target": one_of("any", "gpu"),
-    "functions": one_of("local", "inlined"),
-    "tables": record(
-        {
-            "per_layer": flag,
-            "rows": _SIZE,
-            "row_size": _SIZE,
-            "rows_per_shard": integer(1),
-            "shards": _SIZE,
-        }
-    ),
-    "inputs": _VALUES,
-    "outputs": _VALUES,
-    "logits_columns": record({"size": integer(1), "is": one_of("embedding_size"), "vocab_size": integer(1)}),
-    "parameters": record(
+    config=mapping(anything),
+    query_layout=one_of("released", "per_rank"),
+    dtype=_DTYPE,
+    key_dtype=_DTYPE,
+    table_dtype=_DTYPE,
+    moe_form=one_of(None, "standard", "contrib"),
+    opset=integer(1, 1000),
+    min_onnxruntime=matching(r"[0-9]{1,4}(\.[0-9]{1,4}){2}", "a release such as 1.20.0"),
+    target=one_of("any", "gpu"),
+    functions=one_of("local", "inlined"),
+    tables=record({"per_layer": flag, "rows": _SIZE, "row_size": _SIZE, "rows_per_shard": integer(1), "shards": _SIZE}),
+    inputs=VALUES,
+    outputs=VALUES,
+    logits_columns=record({"size": integer(1), "is": one_of("embedding_size"), "vocab_size": integer(1)}),
+    parameters=record(
         {"total": integer(1), "activated": integer(1)} | dict.fromkeys(("dense", "keys", "rows", "experts"), _SIZE)
     ),
-    "bytes": record(dict.fromkeys(("dense", "keys", "map", "rows", "router", "experts"), _SIZE)),
-    "files": mapping(record({"size": _SIZE, "sha256": text})),
-}
+    bytes=record(dict.fromkeys(("dense", "keys", "map", "rows", "router", "experts"), _SIZE)),
+    files=mapping(record({"size": _SIZE, "sha256": text})),
+)
 
 
 @dataclass(frozen=True)

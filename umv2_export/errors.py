@@ -1,6 +1,8 @@
 """The errors that a user can meet, each with the exit code of the command that raises it."""
 
+import contextlib
 import reprlib
+from collections.abc import Iterator
 
 from umv2_export.terminal import printable
 
@@ -12,6 +14,7 @@ __all__ = [
     "InvalidRequest",
     "Umv2Error",
     "Unsupported",
+    "located",
     "printable",
     "shown",
 ]
@@ -54,6 +57,16 @@ class Umv2Error(Exception):
         """The same facts for `--json`."""
         facts = {"what": self.what, "where": self.where, "why": self.why, "fix": self.fix}
         return {"error": {"exit_code": self.exit_code, **{k: v for k, v in facts.items() if v}}}
+
+
+@contextlib.contextmanager
+def located(where: object) -> Iterator[None]:
+    """Let errors that do not say where they arose name this file or folder."""
+    try:
+        yield
+    except Umv2Error as error:
+        error.where = error.where or (None if where is None else str(where))
+        raise
 
 
 class CheckFailed(Umv2Error):

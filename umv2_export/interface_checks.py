@@ -9,10 +9,14 @@ import onnx
 from umv2_export.config import ModelConfig
 from umv2_export.errors import InputRejected, shown
 from umv2_export.interface import graph_inputs, graph_outputs
+from umv2_export.schema import either, integer, list_of, record, text
 
-__all__ = ["check_graph_values", "check_manifest_values", "describe_value"]
+__all__ = ["VALUES", "check_graph_values", "check_manifest_values", "describe_value"]
 
 Value = Mapping[str, Any]
+
+# Of a manifest: an axis of any size has a name.
+VALUES = list_of(record({"name": text, "dtype": text, "axes": list_of(either(text, integer(0)))}))
 
 
 def check_manifest_values(

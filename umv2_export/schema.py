@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from umv2_export.errors import InputRejected, Umv2Error, Unsupported, shown
+from umv2_export.errors import InputRejected, Unsupported, shown
 
 __all__ = [
     "Fields",
@@ -29,6 +29,7 @@ __all__ = [
     "anything",
     "either",
     "flag",
+    "forms_of",
     "instance",
     "integer",
     "list_of",
@@ -193,18 +194,16 @@ def record(forms: Mapping[str, Form[Any]], *, required: Collection[str] | None =
     return Form("an object", lambda value: isinstance(value, dict), convert)
 
 
-def instance(kind: type[T], /, **forms: Form[Any]) -> Form[T]:
-    """An object with the fields of a dataclass; those with a default may be missing.
-
-    Args:
-        kind: the dataclass.
-        forms: of those fields whose annotation does not say it all.
-    """
+def forms_of(kind: type, /, **forms: Form[Any]) -> dict[str, Form[Any]]:
+    """The forms of a dataclass's fields: these, and by their annotations those of the others."""
     hints = typing.get_type_hints(kind)
-    fields = dataclasses.fields(kind)  # type: ignore[arg-type] # any dataclass
-    known = {field.name: forms.get(field.name) or _form_of(hints[field.name]) for field in fields}
-    required = [field.name for field in fields if field.default is dataclasses.MISSING]
-    inner = record(known, required=required)
+    return {field.name: forms.get(field.name) or _form_of(hints[field.name]) for field in dataclasses.fields(kind)}
+
+
+def instance(kind: type[T], /, **forms: Form[Any]) -> Form[T]:
+    """An object with the fields of a dataclass, see `forms_of`; those with a default may be missing."""
+    required = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]  # type: ignore[arg-type] # any dataclass
+    inner = record(forms_of(kind, **forms), required=required)
     return Form(inner.allowed, inner.accepts, lambda value, path: kind(**inner.read(value, path)))
 
 
@@ -231,8 +230,8 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def read_as(form: Form[T], value: Any, path: str = "", *, where: object = None) -> T:
-    """A configuration, or the part of one at `path`, of the file `where`.
+def read_as(form: Form[T], value: Any, path: str = "") -> T:
+    """A configuration, or the part of one at `path`.
 
     Raises:
         InputRejected: a field is missing or malformed.
@@ -242,27 +241,20 @@ def read_as(form: Form[T], value: Any, path: str = "", *, where: object = None) 
         return form.read(value, path)
     except Malformed as error:
         if error.unknown:
-            raise Unsupported(f"unknown field {error.path!r}", where=where) from error
-        raise InputRejected(f"field {error.path!r} {error.problem}", where=where) from error
-    except Umv2Error as error:
-        error.where = error.where or (None if where is None else str(where))
-        raise
+            raise Unsupported(f"unknown field {error.path!r}") from error
+        raise InputRejected(f"field {error.path!r} {error.problem}") from error
 
 
 class Fields:
-    """Fields that are read one by one, where some decide which others count.
+    """Fields of a configuration that are read one by one, where some decide which others count.
 
     Args:
         values: the record.
-        path: of the record in its file.
-        where: the file.
         fix: what to do where a field is missing.
     """
 
-    def __init__(
-        self, values: Mapping[str, Any], path: str = "", *, where: object = None, fix: str | None = None
-    ) -> None:
-        self._values, self._path, self._where, self._fix = values, path, where, fix
+    def __init__(self, values: Mapping[str, Any], *, fix: str | None = None) -> None:
+        self._values, self._fix = values, fix
 
     def read(self, name: str, form: Form[T]) -> T:
         """A field.
@@ -270,10 +262,9 @@ class Fields:
         Raises:
             InputRejected: it is missing or malformed.
         """
-        path = _join(self._path, name)
         if name not in self._values:
-            raise InputRejected(f"field {path!r} is missing", where=self._where, fix=self._fix)
-        return read_as(form, self._values[name], path, where=self._where)
+            raise InputRejected(f"field {name!r} is missing", fix=self._fix)
+        return read_as(form, self._values[name], name)
 
     def get(self, name: str, form: Form[T], default: T) -> T:
         """A field, or the default of one that is missing.

@@ -172,7 +172,7 @@ class Checkpoint:
         return sum(file.stat().st_size for file in self.files)
 
 
-def validate_tensors(config: ModelConfig, tensors: Mapping[str, CheckpointTensor], *, where: Path) -> None:
+def validate_tensors(config: ModelConfig, tensors: Mapping[str, CheckpointTensor]) -> None:
     """Check names, shapes, dtypes and storage sizes of all tensors, and that permutations are permutations.
 
     Raises:
@@ -183,39 +183,36 @@ def validate_tensors(config: ModelConfig, tensors: Mapping[str, CheckpointTensor
     missing = [name for name in expected if name not in tensors]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputRejected(f"tensor {missing[0]!r}{more} missing", where=where, why="the configuration asks for it")
+        raise InputRejected(f"tensor {missing[0]!r}{more} missing", why="the configuration asks for it")
     for name in tensors:
         if name not in expected:
-            raise Unsupported(
-                f"unknown tensor {name!r}", where=where, why="a tensor that is left out would change what is computed"
-            )
+            raise Unsupported(f"unknown tensor {name!r}", why="a tensor that is left out would change what is computed")
     for name, shape in expected.items():
-        _validate_tensor(tensors[name], shape, where)
+        _validate_tensor(tensors[name], shape)
     for name in expected:
         if name.endswith("shuffle_index"):
-            _validate_permutation(tensors[name], where)
+            _validate_permutation(tensors[name])
 
 
-def _validate_tensor(tensor: CheckpointTensor, shape: tuple[int, ...], where: Path) -> None:
+def _validate_tensor(tensor: CheckpointTensor, shape: tuple[int, ...]) -> None:
     if tensor.shape != shape:
         raise InputRejected(
-            f"tensor {tensor.name!r} has shape {list(tensor.shape)}, the configuration says {list(shape)}", where=where
+            f"tensor {tensor.name!r} has shape {list(tensor.shape)}, the configuration says {list(shape)}"
         )
     dtypes = (torch.int64,) if tensor.name.endswith("shuffle_index") else WEIGHT_DTYPES
     if tensor.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise Unsupported(f"tensor {tensor.name!r} has dtype {tensor.dtype}", where=where, fix=f"supported: {names}")
+        raise Unsupported(f"tensor {tensor.name!r} has dtype {tensor.dtype}", fix=f"supported: {names}")
     for part in tensor.parts:
         if not part.is_contiguous() or part.dtype != tensor.dtype:
             raise InputRejected(
                 f"tensor {tensor.name!r} is not stored contiguously in one dtype",
-                where=where,
                 why="a view into a smaller storage could claim more bytes than the file holds",
             )
 
 
-def _validate_permutation(tensor: CheckpointTensor, where: Path) -> None:
+def _validate_permutation(tensor: CheckpointTensor) -> None:
     index = tensor.read()
     n = index.numel()
     if bool((index < 0).any()) or bool((index >= n).any()) or int(torch.bincount(index, minlength=n).max()) != 1:
-        raise InputRejected(f"tensor {tensor.name!r} is not a permutation of 0..{n - 1}", where=where)
+        raise InputRejected(f"tensor {tensor.name!r} is not a permutation of 0..{n - 1}")

@@ -15,7 +15,7 @@ from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, vali
 from umv2_export.checkpoint.fields import identifier, without_ignored
 from umv2_export.checkpoint.safetensors_files import DTYPES, INDEX_FILE, WEIGHTS_FILE, map_tensors, weight_notes
 from umv2_export.config import ModelConfig, QueryLayout
-from umv2_export.errors import InputRejected, Unsupported, shown
+from umv2_export.errors import InputRejected, Unsupported, located, shown
 from umv2_export.files import HashedFile, atomic_directory, read_json, tensor_bytes, tokenizer_files
 from umv2_export.progress import Advance, Tracker, silent
 from umv2_export.schema import Fields, list_of, text
@@ -100,10 +100,11 @@ def read_checkpoint(
         config = replace(config, memory=replace(config.memory, query_layout=layout, row_topk=kept))
     mapped, files = map_tensors(path)
     tensors = {name: CheckpointTensor(name, [tensor], allow_non_finite) for name, tensor in mapped.items()}
-    validate_tensors(config, tensors, where=path)
-    noted = Fields(data, where=path / CONFIG_FILE)
-    # By `convert`, of the checkpoint that this one was made of.
-    never_added, ignored = (noted.get(name, list_of(text), []) for name in ("never_added", "ignored_fields"))
+    with located(path):
+        validate_tensors(config, tensors)
+    with located(path / CONFIG_FILE):
+        # By `convert`, of the checkpoint that this one was made of.
+        never_added, ignored = (Fields(data).get(name, list_of(text), []) for name in ("never_added", "ignored_fields"))
     return Checkpoint(
         path,
         "native",

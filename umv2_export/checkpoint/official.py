@@ -3,8 +3,7 @@
 Source: the released training code (an OLMoE fork).
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from umv2_export.checkpoint.official_fields import UNDERSTOOD
 from umv2_export.checkpoint.official_tensors import our_tensors, tensor_facts
 from umv2_export.checkpoint.weight_files import load_weights
 from umv2_export.config import TABLES, QueryLayout
-from umv2_export.errors import InputRejected, Umv2Error
+from umv2_export.errors import InputRejected, located
 from umv2_export.files import tokenizer_files
 
 __all__ = ["CONFIG_FILE", "read_checkpoint"]
@@ -42,7 +41,7 @@ def read_checkpoint(
     fields = without_ignored(read_model_fields(config_file), ignore_fields, UNDERSTOOD, where=config_file)
     # Before any tensor: what is not implemented is named as such, not as a tensor of an odd shape.
     query_layout = query_layout or "released"
-    with _located(config_file):
+    with located(config_file):
         model = read_fields(fields)
         model.check(query_layout=query_layout, row_topk=row_topk)
         ranks = load_weights(path, fields)
@@ -53,11 +52,12 @@ def read_checkpoint(
         if name.rpartition(".")[2] in TABLES and len(ranks) > 1:
             parts = [_rank_slice(rank.tensors, name, first, rank.files[-1]) for rank in ranks]
         theirs[name] = CheckpointTensor(name, parts, allow_non_finite)
-    tensors = our_tensors(theirs, model, where=weight_files[0])
-    facts = tensor_facts(tensors, model, where=weight_files[0])
-    with _located(config_file):
-        config = model.config(facts, query_layout=query_layout, row_topk=row_topk)
-    validate_tensors(config, tensors, where=weight_files[0])
+    with located(weight_files[0]):
+        tensors = our_tensors(theirs, model)
+        facts = tensor_facts(tensors, model)
+        with located(config_file):
+            config = model.config(facts, query_layout=query_layout, row_topk=row_topk)
+        validate_tensors(config, tensors)
     notes = dict.fromkeys(note for rank in ranks for note in rank.notes)
     return Checkpoint(
         path,
@@ -71,16 +71,6 @@ def read_checkpoint(
         tokenizer=_tokenizer_identifier(read_yaml(config_file)),
         ignored_fields=list(ignore_fields),
     )
-
-
-@contextlib.contextmanager
-def _located(file: Path) -> Iterator[None]:
-    """Errors of fields say which file holds them."""
-    try:
-        yield
-    except Umv2Error as error:
-        error.where = error.where or str(file)
-        raise
 
 
 def _tokenizer_identifier(document: object) -> str | None:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from umv2_export.checkpoint.checkpoint import CheckpointTensor
 from umv2_export.checkpoint.official_config import SIZE, OfficialModel, TensorFacts
@@ -17,9 +16,7 @@ _MEMORY_LAYER = re.compile(r"transformer\.mem_blocks\.(\d{1,6})\.(.+)")
 _EXPERTS = re.compile(r"(transformer\.blocks\.\d{1,6}\.)ffn\.(experts\.mlp\.(?:w1|v1|w2)|router\.layer\.weight)")
 
 
-def our_tensors(
-    theirs: Mapping[str, CheckpointTensor], model: OfficialModel, *, where: Path
-) -> dict[str, CheckpointTensor]:
+def our_tensors(theirs: Mapping[str, CheckpointTensor], model: OfficialModel) -> dict[str, CheckpointTensor]:
     """Name the tensors as `tensor_shapes` does.
 
     Memory layers whose output is never added are left out, and the others counted anew.
@@ -49,13 +46,13 @@ def our_tensors(
         sizes = model.fields.read("moe_num_experts", SIZE), model.expert_size, model.fields.read("d_model", SIZE)
         for i in range(model.fields.read("n_layers", SIZE)):
             block = f"transformer.blocks.{i}."
-            ours |= _experts(block, stacks.pop(block, {}), sizes, where)
+            ours |= _experts(block, stacks.pop(block, {}), sizes)
     # Blocks that the configuration does not have: refused, by their own names.
     return ours | {f"{block}ffn.{name}": tensor for block, stack in stacks.items() for name, tensor in stack.items()}
 
 
 def _experts(
-    block: str, stack: Mapping[str, CheckpointTensor], sizes: tuple[int, int, int], where: Path
+    block: str, stack: Mapping[str, CheckpointTensor], sizes: tuple[int, int, int]
 ) -> dict[str, CheckpointTensor]:
     """The experts of a block, from w1, v1 and w2 [E * I, d]: silu(x w1) * (x v1), then w2 transposed.
 
@@ -63,18 +60,16 @@ def _experts(
         block: its name, with a dot behind.
         stack: its tensors, by their names behind `ffn.`.
         sizes: experts E, inner size I, hidden size d.
-        where: the file.
     """
     count, inner, width = sizes
     shapes = {"router.layer.weight": (count, width)}
     shapes |= {f"experts.mlp.{name}": (count * inner, width) for name in ("w1", "v1", "w2")}
     for name, shape in shapes.items():
         if name not in stack:
-            raise InputRejected(f"tensor '{block}ffn.{name}' missing", where=where, why="the configuration asks for it")
+            raise InputRejected(f"tensor '{block}ffn.{name}' missing", why="the configuration asks for it")
         if stack[name].shape != shape:
             raise InputRejected(
                 f"tensor '{block}ffn.{name}' has shape {list(stack[name].shape)}, the configuration says {list(shape)}",
-                where=where,
                 why=f"{count} experts of inner size {inner}",
             )
     tensors = {block + "router.weight": stack["router.layer.weight"].renamed(block + "router.weight")}
@@ -87,7 +82,7 @@ def _experts(
     return tensors
 
 
-def tensor_facts(ours: Mapping[str, CheckpointTensor], model: OfficialModel, *, where: Path) -> TensorFacts | None:
+def tensor_facts(ours: Mapping[str, CheckpointTensor], model: OfficialModel) -> TensorFacts | None:
     """What the first memory layer's shapes tell; None without memory layers.
 
     Raises:
@@ -98,14 +93,13 @@ def tensor_facts(ours: Mapping[str, CheckpointTensor], model: OfficialModel, *, 
     layer = "transformer.mem_blocks.0."
     keys = ours.get(layer + "keys")
     if keys is None:
-        raise InputRejected(f"tensor '{layer}keys' missing", where=where, why="the configuration has memory layers")
+        raise InputRejected(f"tensor '{layer}keys' missing", why="the configuration has memory layers")
     if model.kind == "memory_plus":
         return TensorFacts(1, 1, 1)
     cores = sum(name.startswith(layer + "tucker_core.") for name in ours)
     if not cores or len(keys.shape) != 5 or not keys.shape[-1]:
         raise InputRejected(
             f"tensor '{layer}keys' has shape {list(keys.shape)} and there are {cores} '{layer}tucker_core.*'",
-            where=where,
             why="expected keys [heads, 2, keys per side, key size, Tucker rank] and at least one core",
         )
     projection, value_dim = ours.get(layer + "values_proj.weight"), model.fields.read("mem_vdim", SIZE)

@@ -16,7 +16,7 @@ from umv2_export.checkpoint.olmoe_config import CONFIG_FILE, read_config
 from umv2_export.checkpoint.safetensors_files import map_tensors, weight_notes
 from umv2_export.checkpoint.tensor_names import unwrapped_names
 from umv2_export.config import ModelConfig, tensor_shapes
-from umv2_export.errors import InputRejected, Unsupported, shown
+from umv2_export.errors import InputRejected, Unsupported, located, shown
 from umv2_export.files import tokenizer_files
 
 __all__ = ["CONFIG_FILE", "is_olmoe", "read_checkpoint"]
@@ -82,29 +82,9 @@ def read_checkpoint(path: Path, *, allow_non_finite: bool, ignore_fields: Sequen
     read = read_config(path, ignore_fields)
     config, notes = read.model, [*read.notes, *weight_notes(path)]
     stored, files = map_tensors(path)
-    theirs = _unwrapped(stored, path, notes)
-    _drop_frequencies(theirs, config, path)
-    if config.tie_embeddings:
-        _drop_tied_head(theirs, path)
-    for i in range(config.num_layers):
-        _split_experts(theirs, config, f"model.layers.{i}.mlp.experts.", path)
-    tensors, shapes = {}, tensor_shapes(config)
-    for name, parts in _sources(config).items():
-        missing = [part for part in parts if part not in theirs]
-        if missing:
-            raise InputRejected(f"tensor {missing[0]!r} missing", where=path, why="the configuration asks for it")
-        for part, shape in zip(parts, _part_shapes(config, name, shapes[name], len(parts)), strict=True):
-            if tuple(theirs[part].shape) != shape:
-                raise InputRejected(
-                    f"tensor {part!r} has shape {list(theirs[part].shape)}, the configuration says {list(shape)}",
-                    where=path,
-                )
-        tensors[name] = CheckpointTensor(name, [theirs.pop(part) for part in parts], allow_non_finite, axis=0)
-    if theirs:
-        raise Unsupported(
-            f"unknown tensor {sorted(theirs)[0]!r}", where=path, why="a tensor that is left out would change the output"
-        )
-    validate_tensors(config, tensors, where=path)
+    with located(path):
+        tensors = _our_tensors(_unwrapped(stored, notes), config, allow_non_finite)
+        validate_tensors(config, tensors)
     return Checkpoint(
         path,
         "olmoe",
@@ -117,6 +97,31 @@ def read_checkpoint(path: Path, *, allow_non_finite: bool, ignore_fields: Sequen
     )
 
 
+def _our_tensors(theirs: _Tensors, config: ModelConfig, allow_non_finite: bool) -> dict[str, CheckpointTensor]:
+    """Their tensors, all of them, under our names."""
+    _drop_frequencies(theirs, config)
+    if config.tie_embeddings:
+        _drop_tied_head(theirs)
+    for i in range(config.num_layers):
+        _split_experts(theirs, config, f"model.layers.{i}.mlp.experts.")
+    tensors, shapes = {}, tensor_shapes(config)
+    for name, parts in _sources(config).items():
+        missing = [part for part in parts if part not in theirs]
+        if missing:
+            raise InputRejected(f"tensor {missing[0]!r} missing", why="the configuration asks for it")
+        for part, shape in zip(parts, _part_shapes(config, name, shapes[name], len(parts)), strict=True):
+            if tuple(theirs[part].shape) != shape:
+                raise InputRejected(
+                    f"tensor {part!r} has shape {list(theirs[part].shape)}, the configuration says {list(shape)}"
+                )
+        tensors[name] = CheckpointTensor(name, [theirs.pop(part) for part in parts], allow_non_finite, axis=0)
+    if theirs:
+        raise Unsupported(
+            f"unknown tensor {sorted(theirs)[0]!r}", why="a tensor that is left out would change the output"
+        )
+    return tensors
+
+
 def _part_shapes(config: ModelConfig, name: str, whole: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
     """Of the tensors that are joined along dim 0: equal ones, but queries have heads of their own."""
     if name.endswith("att_proj.weight"):
@@ -125,13 +130,9 @@ def _part_shapes(config: ModelConfig, name: str, whole: tuple[int, ...], count: 
     return [(whole[0] // count, *whole[1:])] * count
 
 
-def _unwrapped(stored: _Tensors, where: Path, notes: list[str]) -> _Tensors:
+def _unwrapped(stored: _Tensors, notes: list[str]) -> _Tensors:
     """Tensors under the names of `OlmoeForCausalLM`: without wrappers, with the prefix that its base model lacks."""
-    try:
-        tensors, wrappers = unwrapped_names(stored)
-    except (InputRejected, Unsupported) as error:
-        error.where = error.where or str(where)
-        raise
+    tensors, wrappers = unwrapped_names(stored)
     # The base model's prefix is one of its own, and stands before every tensor where the embeddings are tied.
     wrappers = [wrapper for wrapper in wrappers if wrapper != BASE]
     if wrappers:
@@ -141,7 +142,7 @@ def _unwrapped(stored: _Tensors, where: Path, notes: list[str]) -> _Tensors:
     return tensors
 
 
-def _drop_frequencies(tensors: _Tensors, config: ModelConfig, where: Path) -> None:
+def _drop_frequencies(tensors: _Tensors, config: ModelConfig) -> None:
     """Older checkpoints store what follows from rope_theta; a file of scaled frequencies is another model."""
     half = config.head_size // 2
     expected = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
@@ -152,12 +153,11 @@ def _drop_frequencies(tensors: _Tensors, config: ModelConfig, where: Path) -> No
         if stored.shape != expected.shape or not torch.allclose(stored.double(), expected, rtol=tolerance, atol=1e-7):
             raise InputRejected(
                 f"tensor {name!r} is not the frequencies of rope_theta {config.rope_theta:g}",
-                where=where,
                 why="the model was trained with another base, or with scaled positions, which the configuration lacks",
             )
 
 
-def _drop_tied_head(tensors: _Tensors, where: Path) -> None:
+def _drop_tied_head(tensors: _Tensors) -> None:
     """A tied head may be stored too, or in place of the embedding; it must be the embedding."""
     head = tensors.pop(HEAD, None)
     if head is None:
@@ -170,13 +170,12 @@ def _drop_tied_head(tensors: _Tensors, where: Path) -> None:
     if not same:
         raise InputRejected(
             f"tensor {HEAD!r} differs from {EMBEDDING!r}",
-            where=where,
             why="tie_word_embeddings is true, which says that they are one",
             fix="set tie_word_embeddings to false if the model was trained with both",
         )
 
 
-def _split_experts(tensors: _Tensors, config: ModelConfig, prefix: str, where: Path) -> None:
+def _split_experts(tensors: _Tensors, config: ModelConfig, prefix: str) -> None:
     """Give each expert its tensors where one tensor holds those of all, as transformers 5 keeps them.
 
     `gate_up_proj` is [E, 2I, d], gate first, and `down_proj` [E, d, I]: a matrix of nn.Linear for each expert.
@@ -191,8 +190,7 @@ def _split_experts(tensors: _Tensors, config: ModelConfig, prefix: str, where: P
             continue
         if tuple(stored.shape) != shape:
             raise InputRejected(
-                f"tensor {prefix + name!r} has shape {list(stored.shape)}, the configuration says {list(shape)}",
-                where=where,
+                f"tensor {prefix + name!r} has shape {list(stored.shape)}, the configuration says {list(shape)}"
             )
         for e, matrix in enumerate(stored):
             parts = (
@@ -203,7 +201,7 @@ def _split_experts(tensors: _Tensors, config: ModelConfig, prefix: str, where: P
             for part, value in parts.items():
                 expert = f"{prefix}{e}.{part}.weight"
                 if expert in tensors:
-                    raise InputRejected(f"tensors {expert!r} and {prefix + name!r} hold the same expert", where=where)
+                    raise InputRejected(f"tensors {expert!r} and {prefix + name!r} hold the same expert")
                 tensors[expert] = value
         del tensors[prefix + name]
 

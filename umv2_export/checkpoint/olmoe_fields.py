@@ -73,7 +73,7 @@ _STAMP_NAME = re.compile(r"\w+_version")
 _STAMP_VALUE = re.compile(r"v?\d+(\.\d+)+([.+-]?\w+)*")
 
 
-def check_fields(data: Mapping[str, Any], where: object) -> list[str]:
+def check_fields(data: Mapping[str, Any]) -> list[str]:
     """Refuse unknown fields, and values that are not implemented; returns the names that deserve a note.
 
     Raises:
@@ -87,14 +87,14 @@ def check_fields(data: Mapping[str, Any], where: object) -> list[str]:
                 value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in FIXED[name]
             ):
                 supported = " or ".join(repr(choice) for choice in FIXED[name] if choice is not None) or "null"
-                raise Unsupported(f"field {name!r} is {shown(value)}", where=where, fix=f"supported: {supported}")
+                raise Unsupported(f"field {name!r} is {shown(value)}", fix=f"supported: {supported}")
         elif name in UNDERSTOOD or name in SILENT:
             continue
         elif name in NOTED or name.startswith("_") or value is None or _is_stamp(name, value):
             noted.append(name)
         else:
             raise Unsupported(
-                f"unknown field {shown(name)}", where=where, why="it may change what is computed", fix=ignore_fix(name)
+                f"unknown field {shown(name)}", why="it may change what is computed", fix=ignore_fix(name)
             )
     return noted
 

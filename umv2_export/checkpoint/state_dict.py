@@ -11,7 +11,7 @@ from umv2_export.checkpoint.pickle_reader import Call
 from umv2_export.checkpoint.safetensors_files import map_tensors
 from umv2_export.checkpoint.tensor_names import decoded_names, unwrapped_names
 from umv2_export.checkpoint.torch_archive import Archive
-from umv2_export.errors import InputRejected, Umv2Error
+from umv2_export.errors import InputRejected, located
 
 __all__ = ["StateDict", "load_safetensors", "load_state_dict", "unwrapped"]
 
@@ -57,11 +57,8 @@ def load_safetensors(path: Path) -> StateDict:
         InputRejected: the file is truncated or corrupt, or a name cannot be read.
     """
     tensors, files = map_tensors(path)
-    try:
+    with located(files[0]):
         decoded = decoded_names(tensors)
-    except Umv2Error as error:
-        error.where = str(files[0])
-        raise
     return unwrapped(decoded, tuple(files))
 
 
@@ -72,11 +69,8 @@ def unwrapped(tensors: Mapping[str, torch.Tensor], files: tuple[Path, ...], note
         InputRejected: two names are the same without their wrappers.
         Unsupported: a tensor holds several parameters, joined.
     """
-    try:
+    with located(files[0]):
         renamed, wrappers = unwrapped_names(tensors)
-    except Umv2Error as error:
-        error.where = str(files[0])
-        raise
     if wrappers:
         notes = (*notes, f"{files[0].name}: names are read without {', '.join(wrappers)}")
     return StateDict(renamed, files, notes)

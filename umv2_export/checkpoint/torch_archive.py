@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from umv2_export.checkpoint.pickle_reader import Call, Global, Persistent, read_pickle
-from umv2_export.errors import InputRejected, Unsupported, shown
+from umv2_export.errors import InputRejected, Unsupported, located, shown
 
 __all__ = ["Archive"]
 
@@ -166,11 +166,8 @@ class Archive:
             ) from error
         except (ValueError, NotImplementedError, EOFError, struct.error) as error:
             raise self._no_archive(error) from error
-        try:
+        with located(file):
             self.content = read_pickle(content, _ALLOWED)
-        except InputRejected as error:
-            error.where = str(file)
-            raise
         self.mapping = _map_file(file, length) if mapping is None else mapping
 
     def tensor(self, name: str, value: Any) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from umv2_export.config.bounds import MOST_EXPERTS, require_choice, require_few, require_positive
 from umv2_export.config.memory import MemoryConfig
-from umv2_export.errors import InputRejected, Unsupported
+from umv2_export.errors import InputRejected, Unsupported, located
 from umv2_export.schema import Form, instance, integer, optional, read_as, tuple_of
 
 __all__ = ["ExpertsConfig", "ModelConfig"]
@@ -190,7 +190,8 @@ class ModelConfig:
         """
         # A model of experts may leave it out.
         absent = {} if data.get("experts") is None else {"memory": None}
-        return read_as(_FORM, absent | dict(data), where=where)
+        with located(where):
+            return read_as(_FORM, absent | dict(data))
 
 
 _PLACEMENTS: Form[Any] = tuple_of(tuple_of(integer(), 2))

@@ -10,7 +10,8 @@ from umv2_export.config import ModelConfig
 from umv2_export.documents import Document
 from umv2_export.errors import CheckFailed, InputRejected, shown
 from umv2_export.files import file_sha256, inside
-from umv2_export.schema import Form, anything, either, flag, integer, list_of, mapping, one_of, record, text
+from umv2_export.schema import anything, forms_of, integer, list_of, mapping, one_of, record, text
+from umv2_export.signature import VALUES
 
 __all__ = [
     "ENGINE_FILE",
@@ -91,30 +92,19 @@ class EngineManifest:
         DOCUMENT.write(folder, dataclasses.asdict(self))
 
 
-_VALUES = list_of(record({"name": text, "dtype": text, "axes": list_of(either(text, integer(0)))}))
 _SHAPE = list_of(integer(0))
 
-# Every field of `EngineManifest`; the config is a `ModelConfig`'s to read.
-SCHEMA: Mapping[str, Form[Any]] = {
-    "tool_version": text,
-    "runtime": text,
-    "runtime_version": text,
-    "compute_capabilities": list_of(text),
-    "version_compatible": flag,
-    "hardware_compatible": flag,
-    "plugins": one_of("none", "aot", "jit", "library"),
-    "weights": one_of("included", "stripped"),
-    "profiles": list_of(
-        record({"name": text, "shapes": mapping(record({"min": _SHAPE, "opt": _SHAPE, "max": _SHAPE}))})
-    ),
-    "inputs": _VALUES,
-    "outputs": _VALUES,
-    "size": integer(0),
-    "sha256": text,
-    "bundle": text,
-    "graph": text,
-    "config": mapping(anything),
-}
+# The config is a `ModelConfig`'s to read.
+SCHEMA = forms_of(
+    EngineManifest,
+    plugins=one_of("none", "aot", "jit", "library"),
+    weights=one_of("included", "stripped"),
+    profiles=list_of(record({"name": text, "shapes": mapping(record({"min": _SHAPE, "opt": _SHAPE, "max": _SHAPE}))})),
+    inputs=VALUES,
+    outputs=VALUES,
+    size=integer(0),
+    config=mapping(anything),
+)
 
 
 @dataclass(frozen=True)
