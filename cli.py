@@ -35,7 +35,7 @@ from umv2_export.terminal import echo
 if TYPE_CHECKING:
     from umv2_export.bundle import Bundle
     from umv2_export.checkpoint import Checkpoint
-    from umv2_export.checkpoint.native import TensorStream
+    from umv2_export.checkpoint.own_format import TensorStream
     from umv2_export.config import ModelConfig
     from umv2_export.engines.build import BuildResult
     from umv2_export.onnx.export import ExportResult
@@ -314,7 +314,7 @@ def convert(
     as_json: bool,
 ) -> None:
     """Turn a checkpoint of the authors, or an OLMoE of Hugging Face, into config.json + safetensors."""
-    from umv2_export.checkpoint.native import checkpoint_facts, checkpoint_streams
+    from umv2_export.checkpoint.own_format import checkpoint_facts, checkpoint_streams
     from umv2_export.files import check_target
     from umv2_export.tokenizer_files import chosen_tokenizer
 
@@ -1014,7 +1014,7 @@ def write_native(
     as_json: bool,
 ) -> None:
     """Write a native checkpoint and say what was written."""
-    from umv2_export.checkpoint.native import save_checkpoint
+    from umv2_export.checkpoint.own_format import save_checkpoint
     from umv2_export.config import count_parameters
     from umv2_export.files import require_free_space
     from umv2_export.progress import progress_bars

@@ -11,7 +11,7 @@ from umv2_export.engines.profiles import Profile
 from umv2_export.engines.timing_cache import TimingCache
 from umv2_export.errors import EnvironmentUnfit, InvalidRequest
 from umv2_export.files import require_free_space
-from umv2_export.memory import available_bytes
+from umv2_export.host_memory import available_bytes
 
 __all__ = [
     "BASE_MEMORY",

@@ -14,7 +14,7 @@ from torch.utils.dlpack import from_dlpack
 from umv2_export import cuda_library, native_library
 from umv2_export.bundle import Bundle
 from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest, Unsupported
-from umv2_export.memory import anonymous_memory, available_bytes
+from umv2_export.host_memory import anonymous_memory, available_bytes
 from umv2_export.onnx.minimum import PROBES_ONNXRUNTIME
 from umv2_export.onnx.trace import inner_names, probe_names
 from umv2_export.runtimes import cuda
