@@ -9,7 +9,7 @@ import numpy.typing as npt
 from tests import oracle
 from tests.golden import GOLDEN_CASES
 from umv2_export.checkpoint import Checkpoint, open_checkpoint
-from umv2_export.checkpoint.native import TensorStream, save_checkpoint
+from umv2_export.checkpoint.own_format import TensorStream, save_checkpoint
 from umv2_export.config import TABLES, ModelConfig
 from umv2_export.model.initialization import random_tensors
 

@@ -269,7 +269,7 @@ def test_the_command_that_is_installed_starts_where_interrupts_are_dealt_with() 
 # Writes without end, as an export does.
 ENDLESS = """
 import sys, time
-import umv2_export.checkpoint.native as native
+import umv2_export.checkpoint.own_format as native
 def write(file, tensors, advance):
     file.write_bytes(b"half")
     print("writing", flush=True)

@@ -22,7 +22,7 @@ from samples.training.byte_tokenizer import save_byte_tokenizer
 from samples.training.contenders import CONTENDERS, Contender
 from samples.training.corpus import Corpus, standard_library
 from samples.training.layers import router_losses, trainable_model
-from umv2_export.checkpoint.native import TensorStream, save_checkpoint
+from umv2_export.checkpoint.own_format import TensorStream, save_checkpoint
 from umv2_export.config import TABLES, ExpertsConfig, count_parameters
 from umv2_export.interface import Inner
 from umv2_export.model.initialization import random_tensors

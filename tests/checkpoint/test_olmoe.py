@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.command import run_command
 from tests.onnx.sessions import greedy_tokens, openvino_step, prefill_feed
 from umv2_export.checkpoint import open_checkpoint
-from umv2_export.checkpoint.native import save_checkpoint
+from umv2_export.checkpoint.own_format import save_checkpoint
 from umv2_export.config import ExpertsConfig
 from umv2_export.errors import InputRejected, Unsupported
 from umv2_export.generation import generate_greedily

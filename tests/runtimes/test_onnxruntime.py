@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.command import run_command
-from umv2_export import memory
+from umv2_export import host_memory
 from umv2_export.bundle import Bundle
 from umv2_export.runtimes import StepInput, empty_cache, open_runtime
 
@@ -62,6 +62,6 @@ def test_the_native_lookup_advises_random_access_on_its_tables(exported: Exporte
 
 
 def test_free_memory_is_read_from_the_system() -> None:
-    available = memory.available_bytes()
+    available = host_memory.available_bytes()
     assert available is not None
     assert 10**6 < available < 10**15

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from umv2_export.checkpoint import native, official, olmoe
+from umv2_export.checkpoint import official, olmoe, own_format
 from umv2_export.checkpoint.checkpoint import Checkpoint
 from umv2_export.checkpoint.run_folder import Step, choose_step
 from umv2_export.config import QueryLayout
@@ -72,10 +72,10 @@ def _open_folder(
             allow_non_finite=allow_non_finite,
             ignore_fields=ignore_fields,
         )
-    if (path / native.CONFIG_FILE).exists():
+    if (path / own_format.CONFIG_FILE).exists():
         if olmoe.is_olmoe(read_json(path / olmoe.CONFIG_FILE), path / olmoe.CONFIG_FILE):
             return olmoe.read_checkpoint(path, allow_non_finite=allow_non_finite, ignore_fields=ignore_fields)
-        return native.read_checkpoint(
+        return own_format.read_checkpoint(
             path,
             query_layout=query_layout,
             row_topk=row_topk,
@@ -87,8 +87,8 @@ def _open_folder(
     raise InputRejected(
         "the folder holds no checkpoint",
         where=path,
-        why=f"neither {official.CONFIG_FILE} (the authors' format) nor {native.CONFIG_FILE} (native, or a Hugging Face "
-        "OLMoE) is there, nor a step of a run (stepN-unsharded)",
+        why=f"neither {official.CONFIG_FILE} (the authors' format) nor {own_format.CONFIG_FILE} (native, or a Hugging "
+        "Face OLMoE) is there, nor a step of a run (stepN-unsharded)",
         fix=f"pass {step}, which has one" if (step / official.CONFIG_FILE).is_file() else None,
     )
 

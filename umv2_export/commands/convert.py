@@ -22,7 +22,7 @@ __all__ = ["convert"]
 @json_option
 def convert(official: Path, output: Path, force: bool, dry_run: bool, as_json: bool, **source: Any) -> None:
     """Turn a checkpoint of the authors, or an OLMoE of Hugging Face, into config.json + safetensors."""
-    from umv2_export.checkpoint.native import checkpoint_facts, checkpoint_streams
+    from umv2_export.checkpoint.own_format import checkpoint_facts, checkpoint_streams
 
     checkpoint = open_source(official, output, force=force, **source)
     refuse_flags_of_absent_parts(checkpoint.config, RETRIEVAL_FLAGS, where=checkpoint.path)

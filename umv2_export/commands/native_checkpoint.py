@@ -9,7 +9,7 @@ from umv2_export.exits import print_json
 from umv2_export.terminal import echo
 
 if TYPE_CHECKING:
-    from umv2_export.checkpoint.native import TensorStream
+    from umv2_export.checkpoint.own_format import TensorStream
     from umv2_export.config import ModelConfig
 
 __all__ = ["write_native"]
@@ -27,7 +27,7 @@ def write_native(
     as_json: bool,
 ) -> None:
     """Write a native checkpoint and say what was written."""
-    from umv2_export.checkpoint.native import WRITER_MEMORY, save_checkpoint
+    from umv2_export.checkpoint.own_format import WRITER_MEMORY, save_checkpoint
     from umv2_export.config import count_parameters
     from umv2_export.files import require_free_space
     from umv2_export.progress import progress_bars

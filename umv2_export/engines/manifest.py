@@ -10,8 +10,8 @@ from umv2_export.config import ModelConfig
 from umv2_export.documents import Document
 from umv2_export.errors import CheckFailed, InputRejected, shown
 from umv2_export.files import file_sha256, inside
+from umv2_export.interface_checks import VALUES
 from umv2_export.schema import anything, forms_of, integer, list_of, mapping, one_of, record, text
-from umv2_export.signature import VALUES
 
 __all__ = [
     "ENGINE_FILE",

@@ -9,7 +9,7 @@ from umv2_export.engines.graph import Graph
 from umv2_export.engines.profiles import Profile
 from umv2_export.errors import EnvironmentUnfit, InvalidRequest
 from umv2_export.files import require_free_space
-from umv2_export.memory import available_bytes
+from umv2_export.host_memory import available_bytes
 
 __all__ = ["BASE_MEMORY", "BuildPlan", "check_target_and_resources", "require_memory"]
 

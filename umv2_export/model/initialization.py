@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from umv2_export.checkpoint.native import TensorStream
+from umv2_export.checkpoint.own_format import TensorStream
 from umv2_export.config import TABLES, ModelConfig, tensor_shapes
 from umv2_export.errors import Unsupported
 from umv2_export.ops import tucker_topk

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.checkpoint.variants import GOLDEN, VALUES, copy_golden, load_golden, mapped_file, split_into_ranks
 from tests.limits import resident_bytes, within_limits
-from umv2_export.checkpoint import native, open_checkpoint
-from umv2_export.checkpoint.native import checkpoint_streams, save_checkpoint
+from umv2_export.checkpoint import open_checkpoint, own_format
+from umv2_export.checkpoint.own_format import checkpoint_streams, save_checkpoint
 from umv2_export.config import tensor_shapes
 from umv2_export.errors import InputRejected, Unsupported
 from umv2_export.presets import PRESETS
@@ -44,7 +44,7 @@ def checkpoint(original: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same checkpoint, cut into files of at most 100 kB where a tensor is no larger."""
-    monkeypatch.setattr(native, "MAX_FILE_BYTES", 100_000)
+    monkeypatch.setattr(own_format, "MAX_FILE_BYTES", 100_000)
     return convert(GOLDEN["v2_shared_ring"], tmp_path / "in_files")
 
 
