@@ -315,7 +315,7 @@ def convert(
 ) -> None:
     """Turn a checkpoint of the authors, or an OLMoE of Hugging Face, into config.json + safetensors."""
     from umv2_export.checkpoint.own_format import checkpoint_facts, checkpoint_streams
-    from umv2_export.files import check_target
+    from umv2_export.target import check_target
     from umv2_export.tokenizer_files import chosen_tokenizer
 
     files = None if tokenizer is None else chosen_tokenizer(tokenizer)
@@ -350,8 +350,8 @@ def convert(
 @json_option
 def init(preset: str, output: Path, seed: int, scheme: Any, force: bool, dry_run: bool, as_json: bool) -> None:
     """Write a randomly initialised checkpoint of a published or a tiny size."""
-    from umv2_export.files import check_target
     from umv2_export.model.initialization import random_tensors
+    from umv2_export.target import check_target
 
     check_target(output, force=force)
     config = PRESETS[preset]
@@ -433,12 +433,13 @@ def onnx(
     as_json: bool,
 ) -> None:
     """Export a checkpoint to a bundle: model.onnx, weights, tables in shards, manifest."""
-    from umv2_export.files import check_target, require_free_space
     from umv2_export.onnx.export import ExportOptions, export_bundle, plan_export
+    from umv2_export.output import require_free_space
     from umv2_export.parity import check_bundle
     from umv2_export.progress import progress_bars
     from umv2_export.report import print_parity
     from umv2_export.runtimes import require_runtime
+    from umv2_export.target import check_target
     from umv2_export.tokenizer_files import chosen_tokenizer
 
     files = None if tokenizer is None else chosen_tokenizer(tokenizer)
@@ -743,7 +744,7 @@ def bench(
     from umv2_export.bench.trace import default_text
     from umv2_export.bundle import Bundle
     from umv2_export.environment import describe_machine
-    from umv2_export.files import write_atomically
+    from umv2_export.output import write_atomically
     from umv2_export.progress import progress_bars
     from umv2_export.report import print_bench
     from umv2_export.target import check_file_target
@@ -818,9 +819,8 @@ def build(
     from umv2_export.bundle import Bundle
     from umv2_export.engines.build import build_engine, plan_build
     from umv2_export.engines.plan import BuildOptions, check_target_and_resources
-    from umv2_export.files import check_target
     from umv2_export.progress import progress_bars
-    from umv2_export.target import refuse_overlap
+    from umv2_export.target import check_target, refuse_overlap
 
     cache, library = options["timing_cache"], options["plugin_library"]
     check_target(output, force=force, inputs=[bundle, *([] if library is None else [library])])
@@ -858,9 +858,9 @@ def refit(
     """Put the weights of BUNDLE into ENGINE, which was built with --strip-weights; a new engine is written."""
     from umv2_export.bundle import Bundle
     from umv2_export.engines.refit import plan_refit, refit_engine, require_resources
-    from umv2_export.files import check_target
     from umv2_export.progress import progress_bars
     from umv2_export.report import format_bytes
+    from umv2_export.target import check_target
 
     check_target(output, force=force, inputs=[engine, bundle, *([] if plugin_library is None else [plugin_library])])
     plan = plan_refit(engine, Bundle(bundle), trust=trust_engine, plugin_library=plugin_library)
@@ -897,7 +897,6 @@ def kernels(
     """
     from umv2_export.bundle import Bundle
     from umv2_export.compute_capability import parse_compute_capabilities
-    from umv2_export.files import check_target, require_free_space
     from umv2_export.gpu.ahead_of_time import (
         ARCHITECTURES,
         COMPILER_MEMORY,
@@ -906,8 +905,10 @@ def kernels(
         require_triton,
     )
     from umv2_export.gpu.variants import model_variants
+    from umv2_export.output import require_free_space
     from umv2_export.progress import progress_bars
     from umv2_export.report import print_kernels, warn_of_spills
+    from umv2_export.target import check_target
 
     check_target(output, force=force, inputs=[] if bundle is None else [bundle])
     require_triton()
@@ -1016,7 +1017,7 @@ def write_native(
     """Write a native checkpoint and say what was written."""
     from umv2_export.checkpoint.own_format import save_checkpoint
     from umv2_export.config import count_parameters
-    from umv2_export.files import require_free_space
+    from umv2_export.output import require_free_space
     from umv2_export.progress import progress_bars
 
     size = sum(stream.size for stream in streams)

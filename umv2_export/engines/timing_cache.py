@@ -15,7 +15,8 @@ from pathlib import Path
 from filelock import lock_descriptor
 
 from umv2_export.errors import InputRejected, shown
-from umv2_export.files import read_json, write_atomically
+from umv2_export.output import write_atomically
+from umv2_export.strict_json import read_json
 
 __all__ = ["TimingCache", "open_timing_cache"]
 

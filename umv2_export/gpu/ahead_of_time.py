@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from umv2_export.errors import BuildFailed, EnvironmentUnfit
-from umv2_export.files import atomic_directory
 from umv2_export.gpu.index import INDEX_FILE, CompiledKernel, plain_variant, write_index
 from umv2_export.gpu.pack import PACK_FILE, pack_kernels
 from umv2_export.gpu.variants import Variant
 from umv2_export.host_memory import available_bytes
+from umv2_export.output import atomic_directory
 from umv2_export.progress import Tracker, silent
 
 __all__ = [
