@@ -17,25 +17,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from umv2_export import files
+from umv2_export import output
 from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest
-from umv2_export.files import (
-    HashedFile,
-    atomic_directory,
-    check_target,
-    file_sha256,
-    inside,
-    require_free_space,
-    tensor_bytes,
-    write_atomically,
-)
+from umv2_export.files import file_sha256, inside
+from umv2_export.output import HashedFile, atomic_directory, require_free_space, tensor_bytes, write_atomically
+from umv2_export.target import check_target
 from umv2_export.temporary import MARKER
 
 # Writes half of a new folder, says so, and waits to be killed.
 HALF_A_RUN = """
 import sys, time
 from pathlib import Path
-from umv2_export.files import atomic_directory
+from umv2_export.output import atomic_directory
 with atomic_directory(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("new")
     print("written", flush=True)
@@ -255,7 +248,7 @@ def test_a_folder_of_the_user_is_never_touched_whatever_its_name(
     target: Path, stale: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not exchange:
-        monkeypatch.setattr(files, "_rename_exchange", lambda first, second: False)
+        monkeypatch.setattr(output, "_rename_exchange", lambda first, second: False)
     folders = strangers(target.parent, target, stale)
     for folder in folders.values():
         (folder / "thesis").write_text("kept")
@@ -283,8 +276,8 @@ def test_a_kill_between_two_renames_is_made_good_by_the_next_run(target: Path, m
     code = HALF_A_RUN.replace(
         "with atomic",
         """
-from umv2_export import files
-files._rename_exchange = lambda first, second: False
+from umv2_export import output
+output._rename_exchange = lambda first, second: False
 rename = Path.rename
 def killed(path, to):
     if path.name == "new":
@@ -302,7 +295,7 @@ with atomic""",
 
 
 def test_a_second_rename_that_fails_puts_the_old_folder_back(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_rename_exchange", lambda first, second: False)
+    monkeypatch.setattr(output, "_rename_exchange", lambda first, second: False)
     rename = Path.rename
 
     def fail(path: Path, to: Path) -> Path:
@@ -355,7 +348,7 @@ def test_a_link_stays_a_link_to_the_new_content(target: Path) -> None:
 def test_folders_are_replaced_where_the_file_system_cannot_exchange_names(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_rename_exchange", lambda first, second: False)
+    monkeypatch.setattr(output, "_rename_exchange", lambda first, second: False)
     replace(target)
     assert listing(target) == ["new"]
     assert listing(target.parent) == ["bundle"]

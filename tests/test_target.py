@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from umv2_export.errors import InvalidRequest
-from umv2_export.files import atomic_directory
+from umv2_export.output import atomic_directory
 from umv2_export.target import check_file_target, check_target
 
 

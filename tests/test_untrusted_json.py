@@ -18,10 +18,9 @@ from umv2_export.commands.description import print_description
 from umv2_export.engines.manifest import SCHEMA as ENGINE_SCHEMA
 from umv2_export.engines.manifest import EngineManifest, read_engine
 from umv2_export.errors import InputRejected, Umv2Error
-from umv2_export.files import read_json
 from umv2_export.inspection import describe_path
 from umv2_export.presets import PRESETS
-from umv2_export.strict_json import parse_json
+from umv2_export.strict_json import parse_json, read_json
 
 Exported = Callable[..., tuple[Path, dict[str, Any]]]
 

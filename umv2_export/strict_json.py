@@ -1,9 +1,17 @@
 """JSON from files that are not trusted: what parses here cannot surprise the code that works with it."""
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["parse_json"]
+from umv2_export.errors import InputRejected
+from umv2_export.links import require_own_links
+
+__all__ = ["parse_json", "read_json"]
+
+# Far above any configuration, index or manifest: a larger file is not read into memory.
+MAX_JSON_BYTES = 16 * 2**20
 
 # Real documents nest 6 deep. Python's own limit would be met later, by whatever walks through the result.
 MAX_DEPTH = 64
@@ -11,6 +19,28 @@ MAX_DEPTH = 64
 # Tokenizers write 10^30 for "no limit". Far longer integers exceed the range of floats, and Python prints none of more
 # than 4,300 digits.
 MAX_DIGITS = 100
+
+
+def read_json(file: Path) -> Mapping[str, Any]:
+    """A JSON object; see `parse_json` for what is refused.
+
+    Raises:
+        InputRejected: the file is missing, too large, behind another user's link, or holds none.
+    """
+    require_own_links(file.parent, file.name)
+    if not file.is_file():
+        raise InputRejected("file missing", where=file)
+    with file.open("rb") as stream:
+        content = stream.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
+        raise InputRejected(f"the file is larger than {MAX_JSON_BYTES} bytes", where=file)
+    try:
+        data = parse_json(content.decode())
+    except ValueError as error:
+        raise InputRejected("not a JSON file", where=file, why=str(error)) from error
+    if not isinstance(data, dict):
+        raise InputRejected("expected a JSON object", where=file)
+    return data
 
 
 def parse_json(text: str) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from umv2_export.errors import InputRejected
-from umv2_export.files import TOKENIZER_FILES, tokenizer_files
+from umv2_export.files import inside
 
 __all__ = [
     "TOKENIZER_FILE",
@@ -18,10 +18,12 @@ __all__ = [
     "copy_tokenizer_files",
     "read_tokenizer_file",
     "require_tokenizer_files",
+    "tokenizer_files",
     "tokenizer_settings",
 ]
 
 TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json")
 SETTINGS_FILE = "tokenizer_config.json"
 
 # The largest published ones have 35 MB (262,144 tokens with their merges).
@@ -58,6 +60,15 @@ _SIGNS: Mapping[str, frozenset[str]] = {
         }
     ),
 }
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The tokenizer files of a checkpoint or bundle, where it has any.
+
+    Raises:
+        InputRejected: one is reached through another user's link.
+    """
+    return [inside(folder, name) for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
 def read_tokenizer_file(file: Path, name: str | None = None) -> tuple[bytes, Mapping[str, Any]]:

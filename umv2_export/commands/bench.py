@@ -88,7 +88,7 @@ def bench(
     from umv2_export.bench.steps import benchmark_steps
     from umv2_export.bundle import Bundle
     from umv2_export.environment import describe_machine
-    from umv2_export.files import write_atomically
+    from umv2_export.output import write_atomically
     from umv2_export.progress import progress_bars
     from umv2_export.tokenizer import text_ids
 

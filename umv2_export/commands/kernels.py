@@ -41,7 +41,6 @@ def kernels(
     """
     from umv2_export.bundle import Bundle
     from umv2_export.compute_capability import parse_compute_capabilities
-    from umv2_export.files import require_free_space
     from umv2_export.gpu.ahead_of_time import (
         ARCHITECTURES,
         COMPILER_MEMORY,
@@ -51,6 +50,7 @@ def kernels(
         require_triton,
     )
     from umv2_export.gpu.variants import model_variants
+    from umv2_export.output import require_free_space
     from umv2_export.progress import progress_bars
 
     check_target(output, force=force, inputs=[] if bundle is None else [bundle])

@@ -29,7 +29,7 @@ def write_native(
     """Write a native checkpoint and say what was written."""
     from umv2_export.checkpoint.own_format import WRITER_MEMORY, save_checkpoint
     from umv2_export.config import count_parameters
-    from umv2_export.files import require_free_space
+    from umv2_export.output import require_free_space
     from umv2_export.progress import progress_bars
 
     size = sum(stream.size for stream in streams)

@@ -93,8 +93,8 @@ def onnx(
 ) -> None:
     """Export a checkpoint to a bundle: model.onnx, weights, tables in shards, manifest."""
     from umv2_export.commands.parity_table import print_parity
-    from umv2_export.files import require_free_space
     from umv2_export.onnx.export import ExportOptions, export_bundle, plan_export
+    from umv2_export.output import require_free_space
     from umv2_export.parity import check_bundle
     from umv2_export.progress import progress_bars
     from umv2_export.runtimes import require_runtime

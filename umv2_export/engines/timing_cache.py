@@ -15,7 +15,8 @@ from pathlib import Path
 from filelock import lock_descriptor
 
 from umv2_export.errors import InputRejected, shown
-from umv2_export.files import read_json, write_atomically
+from umv2_export.output import write_atomically
+from umv2_export.strict_json import read_json
 from umv2_export.target import refuse_overlap
 
 __all__ = ["TimingCache", "check_timing_cache", "open_timing_cache"]

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from umv2_export.errors import BuildFailed, EnvironmentUnfit
-from umv2_export.files import atomic_directory
 from umv2_export.gpu.archive import ARCHIVE_FILE, archive_kernels
 from umv2_export.gpu.index import CompiledKernel, plain_variant, write_index
 from umv2_export.gpu.variants import Variant
 from umv2_export.host_memory import available_bytes
+from umv2_export.output import atomic_directory
 from umv2_export.progress import Tracker, silent
 
 __all__ = [
