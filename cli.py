@@ -16,7 +16,6 @@ from click.core import ParameterSource
 
 from umv2_export import __version__
 from umv2_export.errors import CheckFailed, InvalidRequest, Unsupported
-from umv2_export.exits import note_json, print_json, run
 from umv2_export.names import (
     BUILD_RUNTIMES,
     DTYPES,
@@ -29,7 +28,8 @@ from umv2_export.names import (
     TARGETS,
 )
 from umv2_export.presets import PRESETS
-from umv2_export.target import check_path
+from umv2_export.system.exits import note_json, print_json, run
+from umv2_export.system.target import check_path
 from umv2_export.terminal import echo
 
 if TYPE_CHECKING:
@@ -315,8 +315,8 @@ def convert(
 ) -> None:
     """Turn a checkpoint of the authors, or an OLMoE of Hugging Face, into config.json + safetensors."""
     from umv2_export.checkpoint.own_format import checkpoint_facts, checkpoint_streams
-    from umv2_export.target import check_target
-    from umv2_export.tokenizer_files import chosen_tokenizer
+    from umv2_export.records.tokenizer_files import chosen_tokenizer
+    from umv2_export.system.target import check_target
 
     files = None if tokenizer is None else chosen_tokenizer(tokenizer)
     check_target(output, force=force, inputs=[official, *(files or [])])
@@ -351,7 +351,7 @@ def convert(
 def init(preset: str, output: Path, seed: int, scheme: Any, force: bool, dry_run: bool, as_json: bool) -> None:
     """Write a randomly initialised checkpoint of a published or a tiny size."""
     from umv2_export.model.initialization import random_tensors
-    from umv2_export.target import check_target
+    from umv2_export.system.target import check_target
 
     check_target(output, force=force)
     config = PRESETS[preset]
@@ -434,13 +434,13 @@ def onnx(
 ) -> None:
     """Export a checkpoint to a bundle: model.onnx, weights, tables in shards, manifest."""
     from umv2_export.onnx.export import ExportOptions, export_bundle, plan_export
-    from umv2_export.output import require_free_space
     from umv2_export.parity import check_bundle
     from umv2_export.progress import progress_bars
+    from umv2_export.records.tokenizer_files import chosen_tokenizer
     from umv2_export.report import print_parity
     from umv2_export.runtimes import require_runtime
-    from umv2_export.target import check_target
-    from umv2_export.tokenizer_files import chosen_tokenizer
+    from umv2_export.system.output import require_free_space
+    from umv2_export.system.target import check_target
 
     files = None if tokenizer is None else chosen_tokenizer(tokenizer)
     check_target(output, force=force, inputs=[checkpoint, *(files or [])])
@@ -617,9 +617,9 @@ def generate(
     """Continue a prompt greedily, through the KV cache."""
     from umv2_export.bundle import Bundle
     from umv2_export.generation import generate_greedily
+    from umv2_export.records.tokenizer_files import chosen_tokenizer
     from umv2_export.runtimes import choose_engine, open_runtime
     from umv2_export.tokenizer import bundle_tokenizer, utf8
-    from umv2_export.tokenizer_files import chosen_tokenizer
 
     if (prompt is None) == (prompt_ids is None):
         raise click.UsageError("pass either --prompt or --prompt-ids")
@@ -744,10 +744,10 @@ def bench(
     from umv2_export.bench.trace import default_text
     from umv2_export.bundle import Bundle
     from umv2_export.environment import describe_machine
-    from umv2_export.output import write_atomically
     from umv2_export.progress import progress_bars
     from umv2_export.report import print_bench
-    from umv2_export.target import check_file_target
+    from umv2_export.system.output import write_atomically
+    from umv2_export.system.target import check_file_target
     from umv2_export.tokenizer import text_ids
 
     if baseline_runtime is not None and not baselines:
@@ -820,7 +820,7 @@ def build(
     from umv2_export.engines.build import build_engine, plan_build
     from umv2_export.engines.plan import BuildOptions, check_target_and_resources
     from umv2_export.progress import progress_bars
-    from umv2_export.target import check_target, refuse_overlap
+    from umv2_export.system.target import check_target, refuse_overlap
 
     cache, library = options["timing_cache"], options["plugin_library"]
     check_target(output, force=force, inputs=[bundle, *([] if library is None else [library])])
@@ -860,7 +860,7 @@ def refit(
     from umv2_export.engines.refit import plan_refit, refit_engine, require_resources
     from umv2_export.progress import progress_bars
     from umv2_export.report import format_bytes
-    from umv2_export.target import check_target
+    from umv2_export.system.target import check_target
 
     check_target(output, force=force, inputs=[engine, bundle, *([] if plugin_library is None else [plugin_library])])
     plan = plan_refit(engine, Bundle(bundle), trust=trust_engine, plugin_library=plugin_library)
@@ -905,10 +905,10 @@ def kernels(
         require_triton,
     )
     from umv2_export.gpu.variants import model_variants
-    from umv2_export.output import require_free_space
     from umv2_export.progress import progress_bars
     from umv2_export.report import print_kernels, warn_of_spills
-    from umv2_export.target import check_target
+    from umv2_export.system.output import require_free_space
+    from umv2_export.system.target import check_target
 
     check_target(output, force=force, inputs=[] if bundle is None else [bundle])
     require_triton()
@@ -969,7 +969,7 @@ def open_source(
 ) -> "Checkpoint":
     """The checkpoint that a command compiles, with the tokenizer that goes along; its notes are printed."""
     from umv2_export.checkpoint import open_checkpoint
-    from umv2_export.tokenizer_files import require_tokenizer_files
+    from umv2_export.records.tokenizer_files import require_tokenizer_files
 
     checkpoint = open_checkpoint(
         path,
@@ -1017,8 +1017,8 @@ def write_native(
     """Write a native checkpoint and say what was written."""
     from umv2_export.checkpoint.own_format import save_checkpoint
     from umv2_export.config import count_parameters
-    from umv2_export.output import require_free_space
     from umv2_export.progress import progress_bars
+    from umv2_export.system.output import require_free_space
 
     size = sum(stream.size for stream in streams)
     require_free_space(output, size)

@@ -7,9 +7,9 @@ from functools import partial
 
 import numpy as np
 
-from umv2_export.host_memory import anonymous_memory
 from umv2_export.native_kernels import cpu_target, gather
 from umv2_export.runtimes.base import Array
+from umv2_export.system.host_memory import anonymous_memory
 
 __all__ = ["gather_rate", "streaming_rate", "table_of_words"]
 

@@ -23,11 +23,11 @@ from umv2_export.bench.one_node import (
     with_constants,
 )
 from umv2_export.bench.timing import Timing, alternate
-from umv2_export.host_memory import anonymous_memory
 from umv2_export.model.folded import TableLayout
 from umv2_export.onnx.trace import op_signatures
 from umv2_export.ops import KeyScoresSignature, LookupSignature
 from umv2_export.presets import PRESETS
+from umv2_export.system.host_memory import anonymous_memory
 
 __all__ = ["OpResult", "benchmark_ops"]
 

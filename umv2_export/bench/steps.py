@@ -18,12 +18,12 @@ from umv2_export.bench.trace import LONGER, Trace, trace_routing
 from umv2_export.bench.traffic import Hits, Traffic, count_traffic, expected_hits
 from umv2_export.bundle import Bundle
 from umv2_export.errors import EnvironmentUnfit, InvalidRequest, Unsupported
-from umv2_export.host_memory import available_bytes
 from umv2_export.names import BUILD_RUNTIMES
 from umv2_export.progress import Advance, Tracker, silent
 from umv2_export.runtimes import open_runtime, require_runtime
 from umv2_export.runtimes.base import Array
 from umv2_export.runtimes.external_data import session_source
+from umv2_export.system.host_memory import available_bytes
 
 __all__ = ["BenchOptions", "BenchResult", "Ceilings", "StepResult", "benchmark_steps"]
 

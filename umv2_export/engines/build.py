@@ -15,9 +15,9 @@ from umv2_export.engines.manifest import ENGINE_FILE, Engine, EngineManifest
 from umv2_export.engines.plan import BuildOptions, BuildPlan, check_target_and_resources
 from umv2_export.engines.plugins import prepare_plugins
 from umv2_export.engines.worker_process import run_worker
-from umv2_export.files import file_sha256
-from umv2_export.output import atomic_directory
 from umv2_export.progress import Tracker, silent
+from umv2_export.system.files import file_sha256
+from umv2_export.system.output import atomic_directory
 
 __all__ = ["BuildResult", "build_engine", "plan_build"]
 

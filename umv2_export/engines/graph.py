@@ -11,9 +11,9 @@ from onnx_ir.passes import common as common_passes
 from umv2_export.bundle import MODEL_FILE, Bundle
 from umv2_export.engines.checks import check_graph, tensor_spec
 from umv2_export.engines.profiles import TensorSpec
-from umv2_export.files import inside
 from umv2_export.onnx.passes import inline_bodies
 from umv2_export.ops import DOMAIN
+from umv2_export.system.files import inside
 
 __all__ = ["Graph", "read_graph", "write_graph"]
 

@@ -10,8 +10,8 @@ from umv2_export.engines.graph import Graph
 from umv2_export.engines.profiles import Profile
 from umv2_export.engines.timing_cache import TimingCache
 from umv2_export.errors import EnvironmentUnfit, InvalidRequest
-from umv2_export.host_memory import available_bytes
-from umv2_export.output import require_free_space
+from umv2_export.system.host_memory import available_bytes
+from umv2_export.system.output import require_free_space
 
 __all__ = [
     "BASE_MEMORY",

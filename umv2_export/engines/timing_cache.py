@@ -15,8 +15,8 @@ from pathlib import Path
 from filelock import lock_descriptor
 
 from umv2_export.errors import InputRejected, shown
-from umv2_export.output import write_atomically
-from umv2_export.strict_json import read_json
+from umv2_export.records.json_files import read_json
+from umv2_export.system.output import write_atomically
 
 __all__ = ["TimingCache", "open_timing_cache"]
 

@@ -20,10 +20,10 @@ from umv2_export.engines.plugins import PLUGIN_OPS
 from umv2_export.engines.worker_build import dtype_name
 from umv2_export.engines.worker_load import load_engine
 from umv2_export.errors import BuildFailed, EnvironmentUnfit, InputRejected, InvalidRequest, Umv2Error, shown
-from umv2_export.files import file_sha256
 from umv2_export.gpu import driver
 from umv2_export.progress import silent
 from umv2_export.runtimes.base import Array, EngineChoice, StepInput, StepOutput
+from umv2_export.system.files import file_sha256
 from umv2_export.terminal import echo
 
 __all__ = ["TensorRtRuntime"]
