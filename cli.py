@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from umv2_export import __version__
-from umv2_export.exits import run
+from umv2_export.system.exits import run
 
 __all__ = ["cli", "main"]
 

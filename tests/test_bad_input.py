@@ -29,7 +29,7 @@ from tests.command import Result, run_command
 from umv2_export import errors
 from umv2_export.checkpoint import open_checkpoint
 from umv2_export.onnx.export import ExportOptions, plan_export
-from umv2_export.output import HashedFile, atomic_directory
+from umv2_export.system.output import HashedFile, atomic_directory
 
 USAGE, REJECTED, ENVIRONMENT, UNSUPPORTED, INTERRUPTED = 2, 3, 4, 5, 130
 
@@ -424,7 +424,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_anything_is_written(
 
 
 def test_a_disk_that_fills_up_meanwhile_leaves_nothing(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("umv2_export.output.require_free_space", lambda target, size: None)
+    monkeypatch.setattr("umv2_export.system.output.require_free_space", lambda target, size: None)
     result = run_command("convert", RING, "-o", small_disk / "output")
     assert_refused(result, small_disk / "output", ENVIRONMENT, "the disk is full", "No space left on device")
     assert shutil.disk_usage(small_disk).free > 200_000

@@ -19,10 +19,10 @@ import pytest
 import umv2_export.cli
 from tests.command import run_command
 from tests.golden import GOLDEN_CASES
-from umv2_export import exits
 from umv2_export.errors import InvalidRequest
 from umv2_export.parity.compare import Check
 from umv2_export.parity.report import ParityReport
+from umv2_export.system import exits
 
 Exported = Callable[..., tuple[Path, dict[str, Any]]]
 

@@ -17,18 +17,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from umv2_export import output
 from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest
-from umv2_export.files import file_sha256, inside
-from umv2_export.output import HashedFile, atomic_directory, require_free_space, tensor_bytes, write_atomically
-from umv2_export.target import check_target
-from umv2_export.temporary import MARKER
+from umv2_export.system import output
+from umv2_export.system.files import file_sha256, inside
+from umv2_export.system.output import HashedFile, atomic_directory, require_free_space, tensor_bytes, write_atomically
+from umv2_export.system.target import check_target
+from umv2_export.system.temporary import MARKER
 
 # Writes half of a new folder, says so, and waits to be killed.
 HALF_A_RUN = """
 import sys, time
 from pathlib import Path
-from umv2_export.output import atomic_directory
+from umv2_export.system.output import atomic_directory
 with atomic_directory(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("new")
     print("written", flush=True)
@@ -276,7 +276,7 @@ def test_a_kill_between_two_renames_is_made_good_by_the_next_run(target: Path, m
     code = HALF_A_RUN.replace(
         "with atomic",
         """
-from umv2_export import output
+from umv2_export.system import output
 output._rename_exchange = lambda first, second: False
 rename = Path.rename
 def killed(path, to):

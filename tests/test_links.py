@@ -16,8 +16,8 @@ from tests.models import GOLDEN
 from umv2_export.bundle import Bundle
 from umv2_export.checkpoint import open_checkpoint
 from umv2_export.errors import InputRejected
-from umv2_export.files import inside
-from umv2_export.links import require_own_links
+from umv2_export.system.files import inside
+from umv2_export.system.links import require_own_links
 
 OLMOE = Path(__file__).parent / "data" / "olmoe" / "grouped"
 BYTES_TOKENIZER = Path(__file__).parents[1] / "samples" / "checkpoints" / "moe" / "tokenizer.json"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from umv2_export.errors import InvalidRequest
-from umv2_export.output import atomic_directory
-from umv2_export.target import check_file_target, check_target
+from umv2_export.system.output import atomic_directory
+from umv2_export.system.target import check_file_target, check_target
 
 
 @pytest.fixture

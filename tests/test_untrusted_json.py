@@ -20,7 +20,7 @@ from umv2_export.engines.manifest import EngineManifest, read_engine
 from umv2_export.errors import InputRejected, Umv2Error
 from umv2_export.inspection import describe_path
 from umv2_export.presets import PRESETS
-from umv2_export.strict_json import parse_json, read_json
+from umv2_export.records.json_files import parse_json, read_json
 
 Exported = Callable[..., tuple[Path, dict[str, Any]]]
 
@@ -206,7 +206,7 @@ def change_graph(bundle: Path, change: Callable[[onnx.ModelProto], object]) -> N
 def replace_graph(bundle: Path, content: bytes) -> None:
     (bundle / "model.onnx").write_bytes(content)
     document = json.loads((bundle / "manifest.json").read_text())
-    from umv2_export.files import file_sha256
+    from umv2_export.system.files import file_sha256
 
     document["files"]["model.onnx"] = {"size": len(content), "sha256": file_sha256(bundle / "model.onnx")}
     (bundle / "manifest.json").write_text(json.dumps(document))

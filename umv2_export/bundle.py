@@ -13,13 +13,12 @@ import torch
 from onnx.external_data_helper import ExternalDataInfo
 
 from umv2_export.config import ModelConfig
-from umv2_export.documents import Document
 from umv2_export.dtypes import torch_dtype
 from umv2_export.errors import CheckFailed, InputRejected
-from umv2_export.files import file_sha256, inside
 from umv2_export.interface_checks import VALUES, check_graph_values, check_manifest_values
 from umv2_export.layout import MOST_SHARDS, TableLayout
-from umv2_export.schema import (
+from umv2_export.records.documents import Document
+from umv2_export.records.forms import (
     anything,
     flag,
     forms_of,
@@ -32,6 +31,7 @@ from umv2_export.schema import (
     sha256,
     text,
 )
+from umv2_export.system.files import file_sha256, inside
 
 __all__ = ["MANIFEST_FILE", "MODEL_FILE", "WEIGHTS_FILE", "Bundle", "Manifest", "TableFile", "rows_file"]
 

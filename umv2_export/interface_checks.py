@@ -9,7 +9,7 @@ import onnx
 from umv2_export.config import ModelConfig
 from umv2_export.errors import InputRejected, shown
 from umv2_export.interface import graph_inputs, graph_outputs
-from umv2_export.schema import either, integer, list_of, record, text
+from umv2_export.records.forms import either, integer, list_of, record, text
 
 __all__ = ["VALUES", "check_graph_values", "check_manifest_values", "describe_value"]
 

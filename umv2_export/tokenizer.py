@@ -10,8 +10,8 @@ import numpy as np
 
 from umv2_export.bundle import Bundle
 from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest, shown
+from umv2_export.records.tokenizer_files import TOKENIZER_FILE, read_tokenizer_file, tokenizer_files, tokenizer_settings
 from umv2_export.runtimes.base import Array
-from umv2_export.tokenizer_files import TOKENIZER_FILE, read_tokenizer_file, tokenizer_files, tokenizer_settings
 
 __all__ = ["TextTokenizer", "bundle_tokenizer", "no_tokenizer", "outside_vocabulary", "text_ids", "utf8"]
 

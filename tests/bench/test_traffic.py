@@ -16,9 +16,9 @@ from umv2_export.checkpoint import open_checkpoint
 from umv2_export.config import ModelConfig, count_parameters
 from umv2_export.cpu_kernels import cpu_target
 from umv2_export.errors import InvalidRequest
-from umv2_export.host_memory import anonymous_memory
 from umv2_export.layout import TableLayout
 from umv2_export.presets import PRESETS
+from umv2_export.system.host_memory import anonymous_memory
 
 Exported = Callable[..., tuple[Path, dict[str, Any]]]
 

@@ -19,12 +19,13 @@ from tests.command import run_command
 from tests.engines.conftest import StandIn
 from tests.golden import GOLDEN_CASES
 from tests.parity.spoil import spoiled
-from umv2_export import __main__, errors, exits
+from umv2_export import __main__, errors
 from umv2_export.bench import ops
 from umv2_export.bench.timing import Timing
 from umv2_export.cli import cli
 from umv2_export.gpu import ahead_of_time
 from umv2_export.gpu.index import CompiledKernel
+from umv2_export.system import exits
 
 Exported = Callable[..., tuple[Path, dict[str, Any]]]
 Document = dict[str, Any]

@@ -15,11 +15,11 @@ from tests.models import GOLDEN
 from tests.parity.spoil import spoiled
 from umv2_export.bundle import Bundle
 from umv2_export.checkpoint import open_checkpoint
-from umv2_export.output import HashedFile
 from umv2_export.parity.cases import Case
 from umv2_export.parity.coverage import Reached
 from umv2_export.parity.stored import compare_stored
 from umv2_export.runtimes import StepInput, empty_cache
+from umv2_export.system.output import HashedFile
 
 Exported = Callable[..., tuple[Path, dict[str, Any]]]
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.command import run_command
-from umv2_export import host_memory
 from umv2_export.bundle import Bundle
 from umv2_export.runtimes import StepInput, empty_cache, open_runtime
+from umv2_export.system import host_memory
 
 Exported = Callable[..., tuple[Path, dict[str, Any]]]
 

@@ -9,8 +9,8 @@ from functools import partial
 import numpy as np
 
 from umv2_export.cpu_kernels import cpu_target, gather
-from umv2_export.host_memory import anonymous_memory
 from umv2_export.runtimes.base import Array
+from umv2_export.system.host_memory import anonymous_memory
 
 __all__ = ["Ceilings", "gather_rate", "measure_ceilings"]
 

@@ -16,11 +16,11 @@ from umv2_export.bench.memory_layer import memory_layer_model
 from umv2_export.bench.sessions import open_session, share_threads
 from umv2_export.bench.single_op import key_scores_model, lookup_model, repeated, tucker_model, with_constants
 from umv2_export.bench.timing import Timing, time_in_turns
-from umv2_export.host_memory import anonymous_memory
 from umv2_export.layout import TableLayout
 from umv2_export.onnx.signatures import op_signatures
 from umv2_export.ops import KeyScoresSignature, LookupSignature
 from umv2_export.presets import PRESETS
+from umv2_export.system.host_memory import anonymous_memory
 
 __all__ = ["OpResult", "benchmark_ops"]
 

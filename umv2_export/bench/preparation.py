@@ -8,10 +8,10 @@ from umv2_export.bench.recording import LONGER, Recording, record_routing
 from umv2_export.bench.timed_model import INPUTS
 from umv2_export.bundle import Bundle
 from umv2_export.errors import EnvironmentUnfit, InvalidRequest
-from umv2_export.host_memory import available_bytes
 from umv2_export.progress import Tracker
 from umv2_export.runtimes import open_runtime
 from umv2_export.runtimes.base import Array
+from umv2_export.system.host_memory import available_bytes
 
 __all__ = ["differences_in_size", "record_all", "require_memory"]
 

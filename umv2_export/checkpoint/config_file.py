@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from umv2_export.errors import InputRejected, shown
-from umv2_export.links import require_own_links
+from umv2_export.system.links import require_own_links
 
 __all__ = ["CONFIG_FILE", "read_model_fields", "read_yaml"]
 

@@ -16,8 +16,8 @@ from umv2_export.checkpoint.pickle_reader import Call, read_pickle
 from umv2_export.checkpoint.state_dict import MODEL_KEYS, StateDict, unwrapped
 from umv2_export.checkpoint.torch_archive import Archive
 from umv2_export.errors import InputRejected, Umv2Error, shown
-from umv2_export.files import inside
-from umv2_export.links import require_own_links
+from umv2_export.system.files import inside
+from umv2_export.system.links import require_own_links
 
 __all__ = ["METADATA_FILE", "read_distributed"]
 

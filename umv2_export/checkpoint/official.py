@@ -17,7 +17,7 @@ from umv2_export.checkpoint.official_tensors import our_tensors, tensor_facts
 from umv2_export.checkpoint.weight_files import load_weights
 from umv2_export.config import TABLES, QueryLayout
 from umv2_export.errors import InputRejected, located
-from umv2_export.tokenizer_files import tokenizer_files
+from umv2_export.records.tokenizer_files import tokenizer_files
 
 __all__ = ["CONFIG_FILE", "read_checkpoint"]
 

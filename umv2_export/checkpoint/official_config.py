@@ -12,7 +12,7 @@ from umv2_export.checkpoint.insertion import Insertion, read_insertion
 from umv2_export.checkpoint.official_fields import check_field_classes
 from umv2_export.config import INT32_MAX, ExpertsConfig, MemoryConfig, ModelConfig, QueryLayout
 from umv2_export.errors import InputRejected, Unsupported
-from umv2_export.schema import Fields, Form, flag, integer, optional, positive, text
+from umv2_export.records.forms import Fields, Form, flag, integer, optional, positive, text
 
 __all__ = ["SIZE", "OfficialModel", "TensorFacts", "read_fields"]
 

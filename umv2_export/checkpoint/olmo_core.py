@@ -15,9 +15,9 @@ from umv2_export.checkpoint.safetensors_files import DTYPES, map_file
 from umv2_export.checkpoint.state_dict import StateDict, unwrapped
 from umv2_export.config import BUFFERS
 from umv2_export.errors import InputRejected, Unsupported, located, shown
-from umv2_export.files import inside
-from umv2_export.links import require_own_links
-from umv2_export.strict_json import read_json
+from umv2_export.records.json_files import read_json
+from umv2_export.system.files import inside
+from umv2_export.system.links import require_own_links
 
 __all__ = ["METADATA_FILE", "read_olmo_core"]
 

@@ -17,7 +17,7 @@ from umv2_export.checkpoint.safetensors_files import map_tensors, weight_notes
 from umv2_export.checkpoint.tensor_names import unwrapped_names
 from umv2_export.config import ModelConfig, tensor_shapes
 from umv2_export.errors import InputRejected, Unsupported, located, shown
-from umv2_export.tokenizer_files import tokenizer_files
+from umv2_export.records.tokenizer_files import tokenizer_files
 
 __all__ = ["CONFIG_FILE", "is_olmoe", "read_checkpoint"]
 

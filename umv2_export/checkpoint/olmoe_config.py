@@ -13,8 +13,8 @@ from umv2_export.checkpoint.fields import without_ignored
 from umv2_export.checkpoint.olmoe_fields import UNDERSTOOD, check_fields
 from umv2_export.config import ExpertsConfig, MemoryConfig, ModelConfig
 from umv2_export.errors import InputRejected, Unsupported, located, shown
-from umv2_export.schema import Fields, Form, flag, integer, list_of, optional, read_as, real
-from umv2_export.strict_json import read_json
+from umv2_export.records.forms import Fields, Form, flag, integer, list_of, optional, read_as, real
+from umv2_export.records.json_files import read_json
 
 __all__ = ["CONFIG_FILE", "GENERATION_FILE", "OlmoeConfig", "read_config"]
 

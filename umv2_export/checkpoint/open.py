@@ -9,7 +9,7 @@ from umv2_export.checkpoint.checkpoint import Checkpoint
 from umv2_export.checkpoint.run_folder import Step, choose_step
 from umv2_export.config import QueryLayout
 from umv2_export.errors import EnvironmentUnfit, InputRejected
-from umv2_export.strict_json import read_json
+from umv2_export.records.json_files import read_json
 
 __all__ = ["open_checkpoint"]
 

@@ -16,11 +16,11 @@ from umv2_export.checkpoint.fields import identifier, without_ignored
 from umv2_export.checkpoint.safetensors_files import DTYPES, INDEX_FILE, WEIGHTS_FILE, map_tensors, weight_notes
 from umv2_export.config import ModelConfig, QueryLayout
 from umv2_export.errors import InputRejected, Unsupported, located, shown
-from umv2_export.output import HashedFile, atomic_directory, tensor_bytes
 from umv2_export.progress import Advance, Tracker, silent
-from umv2_export.schema import Fields, list_of, text
-from umv2_export.strict_json import read_json
-from umv2_export.tokenizer_files import copy_tokenizer_files, tokenizer_files
+from umv2_export.records.forms import Fields, list_of, text
+from umv2_export.records.json_files import read_json
+from umv2_export.records.tokenizer_files import copy_tokenizer_files, tokenizer_files
+from umv2_export.system.output import HashedFile, atomic_directory, tensor_bytes
 
 __all__ = [
     "CONFIG_FILE",

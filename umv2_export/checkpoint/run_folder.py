@@ -11,7 +11,7 @@ from pathlib import Path
 from umv2_export.checkpoint.config_file import CONFIG_FILE
 from umv2_export.checkpoint.weight_files import has_weights, is_sharded
 from umv2_export.errors import InputRejected, shown
-from umv2_export.links import require_own_links
+from umv2_export.system.links import require_own_links
 
 __all__ = ["Step", "choose_step"]
 

@@ -7,8 +7,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from umv2_export.errors import InputRejected, Unsupported, shown
-from umv2_export.files import inside
-from umv2_export.strict_json import read_json
+from umv2_export.records.json_files import read_json
+from umv2_export.system.files import inside
 
 __all__ = ["DTYPES", "INDEX_FILE", "WEIGHTS_FILE", "map_file", "map_tensors", "weight_notes"]
 

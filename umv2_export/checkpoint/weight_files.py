@@ -17,8 +17,8 @@ from umv2_export.checkpoint.safetensors_files import WEIGHTS_FILE as SAFETENSORS
 from umv2_export.checkpoint.state_dict import StateDict, load_safetensors, load_state_dict
 from umv2_export.config import TABLES
 from umv2_export.errors import InputRejected, Unsupported
-from umv2_export.files import inside
-from umv2_export.schema import Fields
+from umv2_export.records.forms import Fields
+from umv2_export.system.files import inside
 
 __all__ = ["WEIGHTS_FILE", "has_weights", "is_sharded", "load_weights"]
 

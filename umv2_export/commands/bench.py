@@ -10,9 +10,9 @@ from umv2_export.commands.options import json_option
 from umv2_export.commands.parameter_types import FILE, FOLDER, MOST_CALLS, MOST_THREADS, MOST_TOKENS, TEXT_FILE, sizes
 from umv2_export.commands.refusals import refuse_flags
 from umv2_export.errors import InvalidRequest
-from umv2_export.exits import print_json
 from umv2_export.names import RUNTIMES
-from umv2_export.target import check_file_target
+from umv2_export.system.exits import print_json
+from umv2_export.system.target import check_file_target
 from umv2_export.terminal import echo
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ def bench(
     from umv2_export.bench.steps import benchmark_steps
     from umv2_export.bundle import Bundle
     from umv2_export.environment import describe_machine
-    from umv2_export.output import write_atomically
     from umv2_export.progress import progress_bars
+    from umv2_export.system.output import write_atomically
     from umv2_export.tokenizer import text_ids
 
     if baseline_runtime is not None and not baselines:

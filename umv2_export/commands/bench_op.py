@@ -7,7 +7,7 @@ import click
 
 from umv2_export.commands.options import json_option
 from umv2_export.commands.parameter_types import MOST_CALLS, MOST_THREADS
-from umv2_export.exits import print_json
+from umv2_export.system.exits import print_json
 from umv2_export.terminal import echo
 
 if TYPE_CHECKING:

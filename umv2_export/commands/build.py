@@ -9,9 +9,9 @@ import click
 from umv2_export.commands.options import Option, json_option, output_options
 from umv2_export.commands.parameter_types import FILE, FOLDER
 from umv2_export.commands.printing import format_bytes, print_dry_run
-from umv2_export.exits import print_json
 from umv2_export.names import BUILD_RUNTIMES
-from umv2_export.target import check_target
+from umv2_export.system.exits import print_json
+from umv2_export.system.target import check_target
 from umv2_export.terminal import echo
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 import click
 
 from umv2_export.commands.options import json_option
-from umv2_export.exits import print_json
+from umv2_export.system.exits import print_json
 
 __all__ = ["env"]
 

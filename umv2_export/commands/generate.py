@@ -8,8 +8,8 @@ from umv2_export.commands.options import device_option, engine_options, json_opt
 from umv2_export.commands.parameter_types import FOLDER, MOST_TOKENS, token_ids
 from umv2_export.commands.printing import print_notes
 from umv2_export.commands.refusals import refuse_flags
-from umv2_export.exits import print_json
 from umv2_export.names import RUNTIMES
+from umv2_export.system.exits import print_json
 from umv2_export.terminal import echo
 
 __all__ = ["generate"]
@@ -47,9 +47,9 @@ def generate(
     """Continue a prompt greedily, through the KV cache."""
     from umv2_export.bundle import Bundle
     from umv2_export.generation import generate_greedily
+    from umv2_export.records.tokenizer_files import chosen_tokenizer
     from umv2_export.runtimes import choose_engine, open_runtime
     from umv2_export.tokenizer import bundle_tokenizer, no_tokenizer, utf8
-    from umv2_export.tokenizer_files import chosen_tokenizer
 
     if (prompt is None) == (prompt_ids is None):
         raise click.UsageError("pass either --prompt or --prompt-ids")

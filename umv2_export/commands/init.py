@@ -10,7 +10,7 @@ from umv2_export.commands.options import json_option, output_options
 from umv2_export.commands.parameter_types import MOST_SEED
 from umv2_export.commands.refusals import refuse_flags
 from umv2_export.presets import PRESETS
-from umv2_export.target import check_target
+from umv2_export.system.target import check_target
 
 __all__ = ["init"]
 

@@ -9,7 +9,7 @@ from umv2_export.commands.options import LAYOUTS, json_option, reading_options
 from umv2_export.commands.parameter_types import FOLDER
 from umv2_export.commands.printing import print_notes
 from umv2_export.commands.refusals import RETRIEVAL_FLAGS, refuse_flags, refuse_flags_of_absent_parts
-from umv2_export.exits import print_json
+from umv2_export.system.exits import print_json
 
 __all__ = ["inspect"]
 

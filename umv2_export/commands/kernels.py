@@ -8,9 +8,9 @@ import click
 from umv2_export.commands.options import json_option, output_options
 from umv2_export.commands.parameter_types import FOLDER
 from umv2_export.commands.printing import print_dry_run
-from umv2_export.exits import print_json
 from umv2_export.presets import PRESETS
-from umv2_export.target import check_target
+from umv2_export.system.exits import print_json
+from umv2_export.system.target import check_target
 from umv2_export.terminal import echo
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def kernels(
         require_triton,
     )
     from umv2_export.gpu.variants import model_variants
-    from umv2_export.output import require_free_space
     from umv2_export.progress import progress_bars
+    from umv2_export.system.output import require_free_space
 
     check_target(output, force=force, inputs=[] if bundle is None else [bundle])
     require_triton()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umv2_export.commands.printing import format_bytes, format_count, print_dry_run
-from umv2_export.exits import print_json
+from umv2_export.system.exits import print_json
 from umv2_export.terminal import echo
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def write_native(
     """Write a native checkpoint and say what was written."""
     from umv2_export.checkpoint.own_format import WRITER_MEMORY, save_checkpoint
     from umv2_export.config import count_parameters
-    from umv2_export.output import require_free_space
     from umv2_export.progress import progress_bars
+    from umv2_export.system.output import require_free_space
 
     size = sum(stream.size for stream in streams)
     require_free_space(output, size)

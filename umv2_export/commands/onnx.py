@@ -11,7 +11,7 @@ from umv2_export.commands.printing import format_bytes, format_count, print_dry_
 from umv2_export.commands.refusals import RETRIEVAL_FLAGS, refuse_flags, refuse_flags_of_absent_parts
 from umv2_export.commands.source import open_source
 from umv2_export.errors import CheckFailed
-from umv2_export.exits import print_json
+from umv2_export.system.exits import print_json
 from umv2_export.terminal import echo
 
 if TYPE_CHECKING:
@@ -94,10 +94,10 @@ def onnx(
     """Export a checkpoint to a bundle: model.onnx, weights, tables in shards, manifest."""
     from umv2_export.commands.parity_table import print_parity
     from umv2_export.onnx.export import ExportOptions, export_bundle, plan_export
-    from umv2_export.output import require_free_space
     from umv2_export.parity import check_bundle
     from umv2_export.progress import progress_bars
     from umv2_export.runtimes import require_runtime
+    from umv2_export.system.output import require_free_space
 
     source = open_source(checkpoint, output, force=force, **source_options)
     parts = {**RETRIEVAL_FLAGS, "tables": ["key_dtype", "table_dtype", "shard_size"], "experts": ["moe_form"]}

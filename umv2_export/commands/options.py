@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import click
 
 from umv2_export.commands.parameter_types import FILE, FOLDER
-from umv2_export.exits import note_json
+from umv2_export.system.exits import note_json
 
 __all__ = [
     "LAYOUTS",

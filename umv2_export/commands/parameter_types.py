@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from umv2_export.target import check_path
+from umv2_export.system.target import check_path
 
 __all__ = [
     "FILE",

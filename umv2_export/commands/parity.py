@@ -17,8 +17,8 @@ from umv2_export.commands.parameter_types import FOLDER, MOST_SEED, TEXT_FILE, s
 from umv2_export.commands.printing import print_notes
 from umv2_export.commands.refusals import refuse_flags
 from umv2_export.errors import CheckFailed, InvalidRequest
-from umv2_export.exits import print_json
 from umv2_export.names import RUNTIMES
+from umv2_export.system.exits import print_json
 
 __all__ = ["parity"]
 

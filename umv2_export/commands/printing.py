@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from umv2_export.exits import print_json
+from umv2_export.system.exits import print_json
 from umv2_export.terminal import echo
 
 __all__ = ["format_bytes", "format_count", "print_dry_run", "print_notes"]

@@ -29,8 +29,8 @@ def open_source(
         options: of `open_checkpoint`.
     """
     from umv2_export.checkpoint import open_checkpoint
-    from umv2_export.target import check_target
-    from umv2_export.tokenizer_files import chosen_tokenizer, require_tokenizer_files
+    from umv2_export.records.tokenizer_files import chosen_tokenizer, require_tokenizer_files
+    from umv2_export.system.target import check_target
 
     files: Sequence[Path] | None = None if tokenizer is None else chosen_tokenizer(tokenizer)
     check_target(output, force=force, inputs=[path, *(files or [])])

@@ -6,7 +6,7 @@ import click
 
 from umv2_export.commands.options import json_option
 from umv2_export.commands.parameter_types import FOLDER
-from umv2_export.exits import print_json
+from umv2_export.system.exits import print_json
 from umv2_export.terminal import echo
 
 __all__ = ["verify"]

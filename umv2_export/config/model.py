@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from umv2_export.config.bounds import MOST_EXPERTS, require_choice, require_few, require_positive
 from umv2_export.config.memory import MemoryConfig
 from umv2_export.errors import InputRejected, Unsupported, located
-from umv2_export.schema import Form, instance, integer, optional, read_as, tuple_of
+from umv2_export.records.forms import Form, instance, integer, optional, read_as, tuple_of
 
 __all__ = ["ExpertsConfig", "ModelConfig"]
 

@@ -18,9 +18,9 @@ from umv2_export.engines.plugins import prepare_plugins
 from umv2_export.engines.profiles import ValueInfo, check_profiles, plan_profiles
 from umv2_export.engines.worker import run_worker
 from umv2_export.errors import BuildFailed
-from umv2_export.files import file_sha256
-from umv2_export.output import atomic_directory
 from umv2_export.progress import Tracker, silent
+from umv2_export.system.files import file_sha256
+from umv2_export.system.output import atomic_directory
 
 __all__ = ["BuildResult", "build_engine", "check_layers", "check_parsed", "plan_build"]
 

@@ -13,9 +13,9 @@ from umv2_export.bundle import MODEL_FILE, Bundle
 from umv2_export.engines.backend import Backend
 from umv2_export.engines.profiles import MOST_ELEMENTS, ValueInfo
 from umv2_export.errors import Unsupported
-from umv2_export.files import inside
 from umv2_export.onnx.passes import inline_bodies
 from umv2_export.ops import DOMAIN
+from umv2_export.system.files import inside
 
 __all__ = ["Graph", "check_graph", "read_graph", "write_graph"]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from umv2_export.config import ModelConfig
-from umv2_export.documents import Document
 from umv2_export.errors import CheckFailed, InputRejected, shown
-from umv2_export.files import file_sha256, inside
 from umv2_export.interface_checks import VALUES
-from umv2_export.schema import anything, forms_of, integer, list_of, mapping, one_of, record, text
+from umv2_export.records.documents import Document
+from umv2_export.records.forms import anything, forms_of, integer, list_of, mapping, one_of, record, text
+from umv2_export.system.files import file_sha256, inside
 
 __all__ = [
     "ENGINE_FILE",

@@ -8,8 +8,8 @@ from umv2_export.engines.backend import Backend, BuildOptions, BuildTarget
 from umv2_export.engines.graph import Graph
 from umv2_export.engines.profiles import Profile
 from umv2_export.errors import EnvironmentUnfit, InvalidRequest
-from umv2_export.host_memory import available_bytes
-from umv2_export.output import require_free_space
+from umv2_export.system.host_memory import available_bytes
+from umv2_export.system.output import require_free_space
 
 __all__ = ["BASE_MEMORY", "BuildPlan", "check_target_and_resources", "require_memory"]
 

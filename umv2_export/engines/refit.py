@@ -17,10 +17,10 @@ from umv2_export.engines.plan import BASE_MEMORY, require_memory
 from umv2_export.engines.plugins import check_plugin_library, plugins_to_load
 from umv2_export.engines.worker import run_worker
 from umv2_export.errors import InputRejected, Unsupported, shown
-from umv2_export.files import file_sha256
 from umv2_export.gpu import driver
-from umv2_export.output import atomic_directory, require_free_space
 from umv2_export.progress import Tracker, silent
+from umv2_export.system.files import file_sha256
+from umv2_export.system.output import atomic_directory, require_free_space
 
 __all__ = ["RefitPlan", "RefitResult", "plan_refit", "refit_engine"]
 

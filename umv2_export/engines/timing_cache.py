@@ -15,9 +15,9 @@ from pathlib import Path
 from filelock import lock_descriptor
 
 from umv2_export.errors import InputRejected, shown
-from umv2_export.output import write_atomically
-from umv2_export.strict_json import read_json
-from umv2_export.target import refuse_overlap
+from umv2_export.records.json_files import read_json
+from umv2_export.system.output import write_atomically
+from umv2_export.system.target import refuse_overlap
 
 __all__ = ["TimingCache", "check_timing_cache", "open_timing_cache"]
 

@@ -24,9 +24,9 @@ from umv2_export.errors import BuildFailed, EnvironmentUnfit
 from umv2_export.gpu.archive import ARCHIVE_FILE, archive_kernels
 from umv2_export.gpu.index import CompiledKernel, plain_variant, write_index
 from umv2_export.gpu.variants import Variant
-from umv2_export.host_memory import available_bytes
-from umv2_export.output import atomic_directory
 from umv2_export.progress import Tracker, silent
+from umv2_export.system.host_memory import available_bytes
+from umv2_export.system.output import atomic_directory
 
 __all__ = [
     "ARCHITECTURES",

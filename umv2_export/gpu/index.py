@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from umv2_export import __version__
-from umv2_export.documents import Document
 from umv2_export.errors import InputRejected, shown
-from umv2_export.files import file_sha256, inside
 from umv2_export.gpu.lookup_variants import LookupVariant, SumVariant
 from umv2_export.gpu.topk_variants import TopkVariant
 from umv2_export.gpu.variants import Variant
-from umv2_export.schema import Form, anything, flag, instance, integer, list_of, matching, one_of, text
+from umv2_export.records.documents import Document
+from umv2_export.records.forms import Form, anything, flag, instance, integer, list_of, matching, one_of, text
+from umv2_export.system.files import file_sha256, inside
 
 __all__ = ["INDEX_FILE", "CompiledKernel", "plain_variant", "read_index", "write_index"]
 

@@ -17,7 +17,6 @@ from umv2_export.checkpoint import Checkpoint
 from umv2_export.config import TABLES, count_parameters
 from umv2_export.dtypes import dtype_name, torch_dtype
 from umv2_export.errors import InvalidRequest, Unsupported
-from umv2_export.files import file_sha256
 from umv2_export.interface import graph_inputs, graph_outputs
 from umv2_export.layout import TableLayout
 from umv2_export.onnx.fold import FoldedTensor, fold_checkpoint
@@ -32,9 +31,10 @@ from umv2_export.onnx.passes import (
 )
 from umv2_export.onnx.signatures import op_signatures
 from umv2_export.onnx.trace import trace
-from umv2_export.output import HashedFile, atomic_directory, require_free_space, tensor_bytes
 from umv2_export.progress import Tracker, silent
-from umv2_export.tokenizer_files import copy_tokenizer_files
+from umv2_export.records.tokenizer_files import copy_tokenizer_files
+from umv2_export.system.files import file_sha256
+from umv2_export.system.output import HashedFile, atomic_directory, require_free_space, tensor_bytes
 
 __all__ = ["MAX_OPSET", "MIN_OPSET", "ExportOptions", "ExportPlan", "ExportResult", "export_bundle", "plan_export"]
 

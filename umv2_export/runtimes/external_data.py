@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx
 
 from umv2_export.bundle import Bundle
-from umv2_export.files import inside
+from umv2_export.system.files import inside
 
 __all__ = ["session_source"]
 

@@ -14,12 +14,12 @@ from torch.utils.dlpack import from_dlpack
 from umv2_export import cuda_library, native_library
 from umv2_export.bundle import Bundle
 from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest, Unsupported
-from umv2_export.host_memory import anonymous_memory, available_bytes
 from umv2_export.interface import LOGITS, cache_of, feed, graph_inputs, inner_names, probe_names
 from umv2_export.onnx.minimum import PROBES_ONNXRUNTIME
 from umv2_export.runtimes import cuda
 from umv2_export.runtimes.base import Array, StepInput, StepOutput, require_runtime
 from umv2_export.runtimes.external_data import session_source
+from umv2_export.system.host_memory import anonymous_memory, available_bytes
 
 __all__ = ["OnnxRuntime"]
 

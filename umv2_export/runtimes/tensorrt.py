@@ -18,11 +18,11 @@ from umv2_export.engines.manifest import Engine, require_trusted
 from umv2_export.engines.plugins import check_plugin_library, plugins_to_load
 from umv2_export.engines.tasks import dtype_name, load_engine
 from umv2_export.errors import BuildFailed, EnvironmentUnfit, InputRejected, InvalidRequest, Umv2Error, shown
-from umv2_export.files import file_sha256
 from umv2_export.gpu import driver
 from umv2_export.interface import ATTENTION_MASK, INPUT_IDS, LOGITS, cache_of, feed
 from umv2_export.progress import silent
 from umv2_export.runtimes.base import Array, EngineChoice, StepInput, StepOutput
+from umv2_export.system.files import file_sha256
 from umv2_export.terminal import echo
 
 __all__ = ["TensorRtRuntime"]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from umv2_export.errors import InputRejected, shown
-from umv2_export.schema import Form, Malformed, record
-from umv2_export.strict_json import read_json
+from umv2_export.records.forms import Form, Malformed, record
+from umv2_export.records.json_files import read_json
 
 __all__ = ["Document"]
 

@@ -13,7 +13,7 @@ from types import TracebackType
 import torch
 
 from umv2_export.errors import EnvironmentUnfit, InvalidRequest
-from umv2_export.temporary import OLD, temporary_sibling
+from umv2_export.system.temporary import OLD, temporary_sibling
 
 __all__ = ["HashedFile", "atomic_directory", "require_free_space", "tensor_bytes", "write_atomically"]
 

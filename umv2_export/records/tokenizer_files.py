@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from umv2_export.errors import InputRejected
-from umv2_export.files import inside
+from umv2_export.system.files import inside
 
 __all__ = [
     "TOKENIZER_FILE",

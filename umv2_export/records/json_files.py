@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from umv2_export.errors import InputRejected
-from umv2_export.links import require_own_links
+from umv2_export.system.links import require_own_links
 
 __all__ = ["parse_json", "read_json"]
 

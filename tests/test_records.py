@@ -10,9 +10,9 @@ import pytest
 from tests.golden import GOLDEN_CASES
 from umv2_export.bundle import SCHEMA
 from umv2_export.checkpoint import open_checkpoint
-from umv2_export.documents import Document
 from umv2_export.errors import InputRejected, Umv2Error, Unsupported, located
-from umv2_export.schema import (
+from umv2_export.records.documents import Document
+from umv2_export.records.forms import (
     Fields,
     Form,
     Malformed,

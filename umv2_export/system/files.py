@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from umv2_export.errors import InputRejected, shown
-from umv2_export.links import require_own_links
+from umv2_export.system.links import require_own_links
 
 __all__ = ["file_sha256", "inside"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from umv2_export.errors import EnvironmentUnfit, InvalidRequest
-from umv2_export.temporary import is_temporary
+from umv2_export.system.temporary import is_temporary
 
 __all__ = ["check_file_target", "check_path", "check_target", "refuse_overlap"]
 

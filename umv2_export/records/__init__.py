@@ -1,0 +1,1 @@
+"""Records of files that are not trusted: JSON, the forms of fields, our own documents, tokenizer files."""
