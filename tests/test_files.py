@@ -22,13 +22,13 @@ from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest
 from umv2_export.files import (
     HashedFile,
     atomic_directory,
-    check_target,
     file_sha256,
     inside,
     require_free_space,
     tensor_bytes,
     write_atomically,
 )
+from umv2_export.target import check_target
 from umv2_export.temporary import MARKER
 
 # Writes half of a new folder, says so, and waits to be killed.

@@ -12,7 +12,6 @@ __all__ = [
     "InvalidRequest",
     "Umv2Error",
     "Unsupported",
-    "printable",
     "shown",
 ]
 

@@ -16,14 +16,12 @@ import torch
 from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest, shown
 from umv2_export.links import require_own_links
 from umv2_export.strict_json import parse_json
-from umv2_export.target import check_target
 from umv2_export.temporary import OLD, temporary_sibling
 
 __all__ = [
     "TOKENIZER_FILES",
     "HashedFile",
     "atomic_directory",
-    "check_target",
     "file_sha256",
     "inside",
     "read_json",
