@@ -15,7 +15,6 @@ __all__ = [
     "Umv2Error",
     "Unsupported",
     "located",
-    "printable",
     "shown",
 ]
 

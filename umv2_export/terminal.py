@@ -48,7 +48,7 @@ class Stream:
     """stdout or stderr, whatever becomes of it.
 
     A write to stdout whose reader is gone raises `ReaderGone`. Any other failure is kept for `lost_output`, or on
-    stderr forgotten, and the stream then leads nowhere: a full disk under a log is no reason to lose a verdict.
+    stderr forgotten, and the stream then leads nowhere: a full disk under a log must not lose a verdict.
     """
 
     def __init__(self, stream: "TextIO | _Nowhere", *, stderr: bool) -> None:

@@ -30,30 +30,42 @@ _RUNTIME = click.Choice([name for name in RUNTIMES if name != "torch"])
     "baselines",
     type=FOLDER,
     multiple=True,
-    help="Bundle to compare with. Repeatable, for several exports of one model: the fastest counts at each batch.",
+    help="Bundle to compare with. Repeatable, for several exports of one model; the fastest counts at each batch.",
 )
 @click.option(
     "--runtime",
     type=_RUNTIME,
-    help="Runtime of the bundle; default: the fastest that it supports, onnxruntime-native or onnxruntime.",
+    help="Runtime of the bundle. Default: the fastest that it supports, onnxruntime-native or onnxruntime.",
 )
 @click.option(
     "--baseline-runtime",
     type=_RUNTIME,
-    help="Runtime of the baselines; default: that of --runtime where one supports it, else the fastest that it "
+    help="Runtime of the baselines. Default: that of --runtime where one supports it, else the fastest that it "
     "supports.",
 )
-@click.option("--batch", "batches", type=sizes, metavar="SIZES", default="1,4,8,16,32,64,256", show_default=True)
+@click.option(
+    "--batch",
+    "batches",
+    type=sizes,
+    metavar="SIZES",
+    default="1,4,8,16,32,64,256",
+    show_default=True,
+    help="Batch sizes.",
+)
 @click.option(
     "--past", type=click.IntRange(0, MOST_TOKENS), default=64, show_default=True, help="Cached positions of a sequence."
 )
-@click.option("--prefill", type=click.IntRange(1, MOST_TOKENS), default=256, show_default=True, help="Prompt tokens.")
+@click.option(
+    "--prefill", type=click.IntRange(1, MOST_TOKENS), default=256, show_default=True, help="Tokens of the prompt."
+)
 @click.option("--iterations", type=click.IntRange(3, MOST_CALLS), default=20, show_default=True, help="Counted calls.")
-@click.option("--threads", type=click.IntRange(1, MOST_THREADS), default=2, show_default=True)
+@click.option(
+    "--threads", type=click.IntRange(1, MOST_THREADS), default=2, show_default=True, help="Threads of all sessions."
+)
 @click.option(
     "--text",
     type=TEXT_FILE,
-    help="Text whose routing is traced; default: the source of Python's standard library.",
+    help="Text whose routing is recorded. Default: the source of Python's standard library.",
 )
 @click.option("--report", type=FILE, help="Write a page (HTML) with plots.")
 @click.option("--force", is_flag=True, help="Replace a report that exists.")
@@ -73,7 +85,10 @@ def bench(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Time decode steps and prefill, and count the bytes that they move, beside models of experts."""
+    """Time decode steps and prefill, and count their bytes.
+
+    Baselines, such as models of experts, take turns with the bundle.
+    """
     from umv2_export.onnx.minimum import BENCH_ONNXRUNTIME
     from umv2_export.runtimes import require_runtime
 

@@ -22,10 +22,15 @@ __all__ = ["bench_op"]
 @click.option(
     "--rounds", type=click.IntRange(5, MOST_CALLS), default=40, show_default=True, help="Counted calls of each op."
 )
-@click.option("--threads", type=click.IntRange(1, MOST_THREADS), default=2, show_default=True)
+@click.option(
+    "--threads", type=click.IntRange(1, MOST_THREADS), default=2, show_default=True, help="Threads of both libraries."
+)
 @json_option
 def bench_op(rounds: int, threads: int, as_json: bool) -> None:
-    """Time the native ops against their peers and the machine's plain gather, on tables of 4 GiB."""
+    """Time the native ops beside their peers.
+
+    Peers are ops of torch and ONNX Runtime, and the plain gather of this machine. Tables take 4 GiB.
+    """
     # Two cores, and threads of two libraries: those of torch would spin while ONNX Runtime computes, and slow torch
     # itself down 30-fold (64 rows of 8 tokens: 12 ms instead of 0.3 ms). OpenMP reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -38,22 +38,22 @@ def shape_option(bound: str) -> Option[Any]:
 @click.command()
 @click.argument("bundle", type=FOLDER)
 @output_options
-@click.option("--runtime", type=click.Choice(BUILD_RUNTIMES), required=True, help="What the engine is built for.")
+@click.option("--runtime", type=click.Choice(BUILD_RUNTIMES), required=True, help="Library that will run the engine.")
 @click.option(
     "--compute-capability",
     metavar="LIST",
-    help="Architectures that the engine runs on. tensorrt-rtx: some of 8.0, 8.6, 8.9, 12.0, 12.1; without it, "
-    "8.6,8.9,12.0. tensorrt: that of the GPU of this machine, which is the default.",
+    help="Architectures that the engine runs on. tensorrt-rtx: some of 8.0, 8.6, 8.9, 12.0, 12.1; by default "
+    "8.6,8.9,12.0. tensorrt: the one of this machine's GPU.",
 )
 @shape_option("min")
 @shape_option("opt")
 @shape_option("max")
-@click.option("--timing-cache", type=FILE, help="tensorrt: keep what was timed in this file, with a record beside it.")
-@click.option("--require-timing-cache", is_flag=True, help="tensorrt: fail if anything is not in the timing cache.")
+@click.option("--timing-cache", type=FILE, help="tensorrt: keep timings in this file, with a record beside it.")
+@click.option("--require-timing-cache", is_flag=True, help="tensorrt: fail if a timing is missing in the cache.")
 @click.option(
     "--require-aot/--allow-jit",
     default=True,
-    help="tensorrt: whether the engine must hold compiled kernels (default), or may need Python and Triton to run.",
+    help="tensorrt: the engine must hold compiled kernels (default), or may need Python and Triton to run.",
 )
 @click.option("--plugin-library", type=FILE, help="tensorrt: take the plugins of this shared library.")
 @click.option("--version-compatible", is_flag=True, help="tensorrt: let later versions load the engine.")
@@ -73,7 +73,10 @@ def build(
     max_shapes: Sequence[str],
     **options: Any,
 ) -> None:
-    """Compile a bundle to an engine, with profiles for prefill and decode; tensorrt-rtx needs no GPU for it."""
+    """Compile a bundle to an engine.
+
+    The engine has profiles for prefill and decode. tensorrt-rtx needs no GPU for the build.
+    """
     from umv2_export.bundle import Bundle
     from umv2_export.engines.backend import BuildOptions
     from umv2_export.engines.build import build_engine, plan_build

@@ -21,7 +21,10 @@ __all__ = ["convert"]
 @checkpoint_options
 @json_option
 def convert(official: Path, output: Path, force: bool, dry_run: bool, as_json: bool, **source: Any) -> None:
-    """Turn a checkpoint of the authors, or an OLMoE of Hugging Face, into config.json + safetensors."""
+    """Convert a checkpoint to config.json and safetensors.
+
+    OFFICIAL is a checkpoint of the authors, or an OLMoE of Hugging Face.
+    """
     from umv2_export.checkpoint.own_format import checkpoint_facts, checkpoint_streams
 
     checkpoint = open_source(official, output, force=force, **source)

@@ -17,15 +17,17 @@ __all__ = ["generate"]
 
 @click.command()
 @click.argument("bundle", type=FOLDER)
-@click.option("--prompt", help="Text; needs a tokenizer.json in the bundle, or --tokenizer.")
+@click.option("--prompt", help="Text. It needs a tokenizer.json in the bundle, or --tokenizer.")
 @click.option("--prompt-ids", type=token_ids, metavar="IDS", help="Token ids, such as 1,2,3.")
 @click.option(
     "--max-new-tokens", type=click.IntRange(1, MOST_TOKENS), default=32, show_default=True, help="Most tokens to add."
 )
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
 @tokenizer_option
-@click.option("--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", show_default=True)
-@click.option("--preload", is_flag=True, help="Read all tables into memory (huge pages) first instead of mapping them.")
+@click.option(
+    "--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", show_default=True, help="Runtime of the bundle."
+)
+@click.option("--preload", is_flag=True, help="Read all tables into memory (huge pages) instead of mapping them.")
 @device_option
 @engine_options
 @json_option

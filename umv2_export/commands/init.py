@@ -19,7 +19,11 @@ __all__ = ["init"]
 @click.argument("preset", type=click.Choice(sorted(PRESETS)))
 @output_options
 @click.option(
-    "--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True, help="Same seed, same checkpoint."
+    "--seed",
+    type=click.IntRange(0, MOST_SEED),
+    default=0,
+    show_default=True,
+    help="Seed of the weights. The same seed gives the same checkpoint.",
 )
 @click.option(
     "--scheme",
@@ -30,7 +34,10 @@ __all__ = ["init"]
 )
 @json_option
 def init(preset: str, output: Path, seed: int, scheme: Any, force: bool, dry_run: bool, as_json: bool) -> None:
-    """Write a randomly initialised checkpoint of a published or a tiny size."""
+    """Write a randomly initialised checkpoint.
+
+    PRESET is a published or a tiny size.
+    """
     from umv2_export.model.initialization import random_tensors
 
     check_target(output, force=force)

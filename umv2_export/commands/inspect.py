@@ -19,7 +19,10 @@ __all__ = ["inspect"]
 @reading_options
 @json_option
 def inspect(path: Path, query_layout: str, as_json: bool, **reading: Any) -> None:
-    """Describe a checkpoint, a bundle, an engine or an .onnx file: config, sizes, ops, parameter counts."""
+    """Describe a checkpoint, a bundle, an engine or an .onnx file.
+
+    It shows the configuration, sizes, ops and parameter counts.
+    """
     from umv2_export.commands.description import print_description
     from umv2_export.config import ModelConfig
     from umv2_export.inspection import describe_path
@@ -28,6 +31,8 @@ def inspect(path: Path, query_layout: str, as_json: bool, **reading: Any) -> Non
     if facts["kind"] == "checkpoint":
         refuse_flags_of_absent_parts(ModelConfig.from_dict(facts["config"]), RETRIEVAL_FLAGS, where=path)
     else:
-        refuse_flags(["query_layout", *reading], "it says how a checkpoint is read, and this is none", where=path)
+        refuse_flags(
+            ["query_layout", *reading], "it says how a checkpoint is read, and this is not a checkpoint", where=path
+        )
     print_notes(facts.get("notes", []))
     print_json(facts) if as_json else print_description(facts)

@@ -35,9 +35,10 @@ __all__ = ["kernels"]
 def kernels(
     bundle: Path | None, output: Path, compute_capability: str, force: bool, dry_run: bool, as_json: bool
 ) -> None:
-    """Compile the GPU kernels ahead of time: PTX, cubin, and an index of how to call them.
+    """Compile the GPU kernels ahead of time.
 
-    They are those that BUNDLE calls, in every dtype; without it, those of the published 227M/1.2B model.
+    The output is PTX, cubin, and an index of how to call them. The kernels are those that BUNDLE calls, in every
+    dtype. Without BUNDLE they are those of the published 227M/1.2B model.
     """
     from umv2_export.bundle import Bundle
     from umv2_export.compute_capability import parse_compute_capabilities

@@ -56,14 +56,16 @@ DTYPES = ("fp32", "fp16", "bf16")
     show_default=True,
     help="gpu: allow what stock ONNX Runtime cannot run on a CPU. Such a bundle is not validated here.",
 )
-@click.option("--opset", type=int, default=18, show_default=True, help="Version of the standard ONNX ops, 18 to 24.")
+@click.option(
+    "--opset", type=int, default=18, show_default=True, help="Version of the standard ONNX ops, from 18 to 24."
+)
 @click.option(
     "--shard-size",
     type=byte_size,
     metavar="SIZE",
     default="2GB",
     show_default=True,
-    help="Most bytes of one table file.",
+    help="Largest size of a table file.",
 )
 @click.option("--inline-functions", is_flag=True, help="Write standard ops only, for runtimes without functions.")
 @click.option("--no-validate", is_flag=True, help="Skip the parity check after the export.")
@@ -91,7 +93,10 @@ def onnx(
     as_json: bool,
     **source_options: Any,
 ) -> None:
-    """Export a checkpoint to a bundle: model.onnx, weights, tables in shards, manifest."""
+    """Export a checkpoint to a bundle, and compare the two.
+
+    A bundle is a folder: model.onnx, weights, tables in shards, manifest.
+    """
     from umv2_export.commands.parity_table import print_parity
     from umv2_export.onnx.export import ExportOptions, export_bundle, plan_export
     from umv2_export.parity import check_bundle

@@ -47,11 +47,11 @@ json_option = click.option(
 output_options = _together(
     click.option("-o", "--output", required=True, type=FOLDER, help="Output folder."),
     click.option("--force", is_flag=True, help="Replace an output folder that is not empty."),
-    click.option("--dry-run", is_flag=True, help="Run all checks, print the memory and disk needed; write nothing."),
+    click.option("--dry-run", is_flag=True, help="Run all checks and print the memory and disk needed. Write nothing."),
 )
 
 tokenizer_option = click.option(
-    "--tokenizer", type=FOLDER, metavar="FILE", help="tokenizer.json of the model; default: that of the folder."
+    "--tokenizer", type=FOLDER, metavar="FILE", help="tokenizer.json of the model. Default: the one in its folder."
 )
 
 # What a checkpoint does not tell of itself.
@@ -59,7 +59,7 @@ tokenizer_option = click.option(
 row_topk_option = click.option(
     "--row-topk",
     type=click.IntRange(1, 2**31 - 1),
-    help="Row keys, and column keys, that survive stage 1 of a retrieval; default: as the checkpoint says.",
+    help="Row keys, and column keys, that survive stage 1 of a retrieval. Default: as the checkpoint says.",
 )
 
 ignore_field_option = click.option(

@@ -26,7 +26,7 @@ __all__ = ["parity"]
 @click.command()
 @click.argument("bundle", type=FOLDER)
 @click.option(
-    "--reference", type=FOLDER, help="Checkpoint to compare with; default: the bundle's own weights in torch."
+    "--reference", type=FOLDER, help="Checkpoint to compare with. Default: the bundle's own weights in torch."
 )
 @click.option(
     "--runtime",
@@ -39,20 +39,20 @@ __all__ = ["parity"]
 )
 @click.option("--layerwise", is_flag=True, help="Compare the residual stream layer by layer.")
 @click.option(
-    "--atol", type=tolerance, metavar="FLOAT", help="Absolute tolerance; default by dtype, see docs/parity.md."
+    "--atol", type=tolerance, metavar="FLOAT", help="Absolute tolerance. Default: by dtype, see docs/parity.md."
 )
 @click.option("--rtol", type=tolerance, metavar="FLOAT", help="Relative tolerance.")
 @click.option(
     "--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True, help="Seed of the test inputs."
 )
-@click.option("--prompt-file", type=TEXT_FILE, help="Text whose pieces are the test inputs; default: random tokens.")
+@click.option("--prompt-file", type=TEXT_FILE, help="Text whose pieces are the test inputs. Default: random tokens.")
 @ignore_field_option
 @row_topk_option
 @click.option(
     "--sample",
     type=share,
     metavar="SHARE",
-    help="Share of each table's rows to compare with the reference's, such as 10%; default: all.",
+    help="Share of the rows of each table to compare with the reference, such as 10%. Default: all.",
 )
 @device_option
 @engine_options
@@ -75,7 +75,10 @@ def parity(
     plugin_library: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare a bundle, or an engine of it, in a runtime with the PyTorch reference; exit 1 on a difference."""
+    """Compare a bundle, or an engine of it, with PyTorch.
+
+    The bundle runs in each runtime, the reference in PyTorch. Exit code 1: they differ.
+    """
     from umv2_export.bundle import Bundle
     from umv2_export.commands.parity_table import print_parity
     from umv2_export.parity import check_bundle

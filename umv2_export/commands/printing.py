@@ -10,7 +10,7 @@ __all__ = ["format_bytes", "format_count", "print_dry_run", "print_notes"]
 
 
 def format_bytes(size: float) -> str:
-    """Decimal units, as disks are sold, in four digits: rich and humanize fix the decimals."""
+    """Decimal units, as disks are sold, in four digits; `rich.filesize.decimal` fixes those after the point alone."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if size >= factor:
             return f"{size / factor:.4g} {unit}"

@@ -31,7 +31,10 @@ def refit(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Put the weights of BUNDLE into ENGINE, which was built with --strip-weights; a new engine is written."""
+    """Put the weights of a bundle into an engine without any.
+
+    ENGINE was built with --strip-weights. A new engine is written.
+    """
     from umv2_export.bundle import Bundle
     from umv2_export.engines.refit import plan_refit, refit_engine, require_resources
     from umv2_export.progress import progress_bars

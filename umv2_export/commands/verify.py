@@ -16,7 +16,10 @@ __all__ = ["verify"]
 @click.argument("path", type=FOLDER)
 @json_option
 def verify(path: Path, as_json: bool) -> None:
-    """Check sizes and hashes of a bundle or an engine against its manifest."""
+    """Check sizes and hashes of a bundle or an engine.
+
+    The manifest says what they are.
+    """
     from umv2_export.bundle import Bundle
     from umv2_export.engines.manifest import ENGINE_MANIFEST_FILE, verify_engine
 

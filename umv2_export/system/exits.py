@@ -53,7 +53,7 @@ def note_json(context: click.Context, option: click.Parameter, value: bool) -> b
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """The one JSON object of this command; NaN is no JSON. It is printed when the command has ended."""
+    """The one JSON object of this command; NaN is not JSON. It is printed when the command has ended."""
     _result.document = json.dumps(document, indent=2, allow_nan=False, default=dict)
 
 
