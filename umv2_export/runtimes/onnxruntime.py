@@ -18,8 +18,9 @@ from umv2_export.interface import LOGITS, cache_of, feed, graph_inputs, inner_na
 from umv2_export.memory import anonymous_memory, available_bytes
 from umv2_export.onnx.minimum import PROBES_ONNXRUNTIME
 from umv2_export.runtimes import cuda
-from umv2_export.runtimes.base import Array, StepInput, StepOutput, require_runtime
+from umv2_export.runtimes.base import Array, StepInput, StepOutput
 from umv2_export.runtimes.external_data import session_source
+from umv2_export.runtimes.versions import require_runtime
 
 __all__ = ["OnnxRuntime"]
 
