@@ -66,8 +66,8 @@ def imported(source: str, module: str, *, is_package: bool, known: set[str]) -> 
 
     def walk(node: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            for child in node.orelse:
-                yield from walk(child)
+            for other in node.orelse:
+                yield from walk(other)
             return
         if isinstance(node, ast.Import):
             for alias in node.names:
