@@ -221,7 +221,7 @@ def test_tables_of_two_dtypes_are_refused_or_kept_in_the_wider_one(official: Pat
         plan = plan_export(open_checkpoint(official), ExportOptions())
     except errors.Umv2Error:
         return
-    assert plan.layout.dtype == torch.float32
+    assert plan.form.layout.dtype == torch.float32
 
 
 # NaN.

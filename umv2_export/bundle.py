@@ -16,7 +16,7 @@ from umv2_export.config import ModelConfig
 from umv2_export.dtypes import torch_dtype
 from umv2_export.errors import CheckFailed, InputRejected
 from umv2_export.interface_checks import VALUES, check_graph_values, check_manifest_values
-from umv2_export.layout import MOST_SHARDS, TableLayout
+from umv2_export.layout import MOST_SHARDS, FoldedForm, TableLayout
 from umv2_export.records.documents import Document
 from umv2_export.records.forms import (
     anything,
@@ -244,6 +244,13 @@ class Bundle:
             dtype=torch_dtype(self.manifest.table_dtype),
         )
 
+    @property
+    def form(self) -> FoldedForm:
+        """Of the folded model whose weights the bundle holds."""
+        stored = self.manifest
+        dtypes = (torch_dtype(stored.dtype), torch_dtype(stored.key_dtype))
+        return FoldedForm(self.config, self.layout, *dtypes, stored.moe_form or "standard")
+
     def graph(self) -> onnx.ModelProto:
         """The graph without its external data.
 
@@ -272,8 +279,9 @@ class Bundle:
 
     def tables(self) -> Iterator[TableFile]:
         """Every initializer that holds rows, with the place of its bytes."""
+        shards = {shard.name for shard in self.form.shards()}
         for tensor in self.graph().graph.initializer:
-            if tensor.data_location == onnx.TensorProto.EXTERNAL and ".rows." in tensor.name:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL and tensor.name in shards:
                 place = self._external(tensor)
                 file = inside(self.path, place.location)
                 yield TableFile(tensor.name, file, place.offset, tuple(tensor.dims), tensor.data_type)

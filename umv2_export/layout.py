@@ -1,13 +1,14 @@
-"""How the rows of a model lie in files: below the model, which reads them, and the bundle, which names the files."""
+"""What a bundle stores of a model: below the model, which computes with it, and the bundle, which names the files."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from umv2_export.config import INT32_MAX, MemoryConfig
+from umv2_export.config import INT32_MAX, MemoryConfig, ModelConfig
 from umv2_export.errors import InvalidRequest
 
-__all__ = ["MOST_SHARDS", "TableLayout"]
+__all__ = ["MOST_SHARDS", "FoldedForm", "Shard", "TableLayout"]
 
 # Every shard is a file and an input of every lookup.
 MOST_SHARDS = 1024
@@ -70,3 +71,48 @@ class TableLayout:
                 fix="raise --shard-size; the default is 2GB",
             )
         return cls(per_layer, rows, row_size, -(-rows // shards), dtype)
+
+
+class Shard(NamedTuple):
+    """A part of a table that is one tensor, and one file.
+
+    Attributes:
+        name: of the parameter of the folded model, and of the initializer.
+        layer: the memory layer whose own table it is of; None: of the pool.
+        rows: of the table.
+    """
+
+    name: str
+    layer: int | None
+    rows: range
+
+
+@dataclass(frozen=True)
+class FoldedForm:
+    """Which folded model an export makes of a checkpoint.
+
+    Attributes:
+        config: the model.
+        layout: of its tables.
+        dtype: of dense weights and cache; Tucker cores and vectors stay fp32.
+        key_dtype: of the keys.
+        moe_form: of experts: standard (each expert by itself) or contrib (stacks).
+    """
+
+    config: ModelConfig
+    layout: TableLayout
+    dtype: torch.dtype
+    key_dtype: torch.dtype
+    moe_form: str = "standard"
+
+    def shards(self) -> list[Shard]:
+        """Every part of every table, in the order of the files."""
+        layers = range(self.config.memory.layers)
+        tables: list[tuple[str, int | None]] = [("full_memory_layer", None)]
+        if self.layout.per_layer:
+            tables = [(f"mem_blocks.{j}", j) for j in layers]
+        return [
+            Shard(f"transformer.{table}.rows.{s}", layer, self.layout.shard_rows(s))
+            for table, layer in tables
+            for s in range(self.layout.shards)
+        ]

@@ -10,7 +10,7 @@ from tests.model.test_reference import VARIANTS
 from tests.models import GOLDEN, random_checkpoint
 from umv2_export.checkpoint import Checkpoint, open_checkpoint
 from umv2_export.errors import InputRejected
-from umv2_export.layout import TableLayout
+from umv2_export.layout import FoldedForm, TableLayout
 from umv2_export.model import LanguageModel, reference_model
 from umv2_export.model.folded import folded_model
 from umv2_export.model.transformer import empty_past
@@ -27,12 +27,12 @@ def folded(
     """The folded model of a checkpoint in fp32 arithmetic, its dense weights rounded to `dtype`."""
     layout = TableLayout.of(checkpoint.config.memory, table_dtype, shard_bytes)
     state = {}
-    for tensor in fold_checkpoint(checkpoint, layout, dtype, dtype, "standard"):
+    for tensor in fold_checkpoint(checkpoint, FoldedForm(checkpoint.config, layout, dtype, dtype)):
         joined = torch.cat(list(tensor.pieces()))
         assert joined.shape == tensor.shape
         assert joined.dtype == tensor.dtype
         state[tensor.name] = joined if tensor.kind in ("rows", "map") else joined.float()
-    model = folded_model(checkpoint.config, layout, torch.float32, torch.float32, "standard")
+    model = folded_model(FoldedForm(checkpoint.config, layout, torch.float32, torch.float32))
     model.load_state_dict(state)
     return model
 
@@ -86,7 +86,7 @@ def test_the_rows_of_a_shard_are_the_same_however_many_pieces_they_come_in(
     layout = TableLayout.of(checkpoint.config.memory, torch.float32, 9000)
 
     def tables() -> list[list[torch.Tensor]]:
-        tensors = fold_checkpoint(checkpoint, layout, torch.float32, torch.float32, "standard")
+        tensors = fold_checkpoint(checkpoint, FoldedForm(checkpoint.config, layout, torch.float32, torch.float32))
         return [list(tensor.pieces()) for tensor in tensors if tensor.kind == "rows"]
 
     whole = tables()
@@ -102,7 +102,10 @@ def test_the_rows_of_a_shard_are_the_same_however_many_pieces_they_come_in(
 def test_a_layer_that_owns_its_rows_needs_no_address_map(name: str, owns: bool) -> None:
     checkpoint = open_checkpoint(GOLDEN[name])
     layout = TableLayout.of(checkpoint.config.memory, torch.float32, 10**9)
-    names = [tensor.name for tensor in fold_checkpoint(checkpoint, layout, torch.float32, torch.float32, "standard")]
+    names = [
+        tensor.name
+        for tensor in fold_checkpoint(checkpoint, FoldedForm(checkpoint.config, layout, torch.float32, torch.float32))
+    ]
     assert any(name.endswith("address_map") for name in names) is not owns
     assert any(name.endswith("group_map") for name in names) is (name == "v1_skip_layer")
 
@@ -123,7 +126,9 @@ def test_a_weight_outside_the_range_of_half_precision_is_refused_by_name(tmp_pat
     checkpoint.tensors[name].parts[0][0, 0] = 70_000.0  # mapped copy-on-write: the file stays as it is
     layout = TableLayout.of(checkpoint.config.memory, torch.float32, 10**9)
     tensor = next(
-        t for t in fold_checkpoint(checkpoint, layout, torch.float16, torch.float16, "standard") if t.name == name
+        t
+        for t in fold_checkpoint(checkpoint, FoldedForm(checkpoint.config, layout, torch.float16, torch.float16))
+        if t.name == name
     )
     with pytest.raises(InputRejected, match=name):
         list(tensor.pieces())
@@ -137,7 +142,7 @@ def test_a_row_outside_the_range_of_half_precision_is_refused_by_the_name_of_its
     layout = TableLayout.of(checkpoint.config.memory, torch.float16, 10**9)
     rows = [
         tensor
-        for tensor in fold_checkpoint(checkpoint, layout, torch.float32, torch.float32, "standard")
+        for tensor in fold_checkpoint(checkpoint, FoldedForm(checkpoint.config, layout, torch.float32, torch.float32))
         if tensor.kind == "rows"
     ]
     with pytest.raises(InputRejected, match=rf"'{name}' reaches 7e\+04"):

@@ -13,7 +13,6 @@ import torch
 
 from umv2_export.checkpoint.safetensors_files import DTYPES, map_file
 from umv2_export.checkpoint.state_dict import StateDict, unwrapped
-from umv2_export.config import BUFFERS
 from umv2_export.errors import InputRejected, Unsupported, located, shown
 from umv2_export.records.json_files import read_json
 from umv2_export.system.files import inside
@@ -44,9 +43,14 @@ def read_olmo_core(path: Path) -> StateDict:
     return unwrapped(tensors, (file, *(path / "model" / name for name in sorted(names))))
 
 
+# Last parts of names of tensors that are not parameters: the permutation of a layer's addresses, and the vectors that
+# merge ranks in stage 1.
+_BUFFERS = ("shuffle_index", "tucker_core_u", "tucker_core_v")
+
+
 def _check_buffers(described: Mapping[str, Any]) -> None:
     layers = sorted({name.partition(".tucker_core.")[0] for name in described if ".tucker_core." in name})
-    lost = [f"{layer}.{leaf}" for layer in layers for leaf in BUFFERS if f"{layer}.{leaf}" not in described]
+    lost = [f"{layer}.{leaf}" for layer in layers for leaf in _BUFFERS if f"{layer}.{leaf}" not in described]
     if lost:
         raise InputRejected(
             f"tensor {lost[0]!r} and {len(lost) - 1} more of {len(layers)} memory layers are not in this checkpoint",

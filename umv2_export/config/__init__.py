@@ -3,10 +3,9 @@
 from umv2_export.config.bounds import INT32_MAX, MOST_REPEATS
 from umv2_export.config.memory import Activation, MemoryConfig, QueryLayout
 from umv2_export.config.model import ExpertsConfig, ModelConfig
-from umv2_export.config.tensors import BUFFERS, TABLES, count_parameters, tensor_shapes
+from umv2_export.config.tensors import TABLES, Role, TensorSpec, checkpoint_tensors, count_parameters, tensor_shapes
 
 __all__ = [
-    "BUFFERS",
     "INT32_MAX",
     "MOST_REPEATS",
     "TABLES",
@@ -15,6 +14,9 @@ __all__ = [
     "MemoryConfig",
     "ModelConfig",
     "QueryLayout",
+    "Role",
+    "TensorSpec",
+    "checkpoint_tensors",
     "count_parameters",
     "tensor_shapes",
 ]

@@ -3,14 +3,21 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from enum import Enum
 
 from umv2_export.config.model import ModelConfig
 
-__all__ = ["BUFFERS", "TABLES", "ParameterCounts", "count_parameters", "tensor_shapes"]
+__all__ = [
+    "TABLES",
+    "ParameterCounts",
+    "Role",
+    "TensorSpec",
+    "checkpoint_tensors",
+    "count_parameters",
+    "tensor_shapes",
+]
 
-# Last parts of tensor names. Buffers are not parameters: the permutation of a layer's addresses, and the vectors that
-# merge ranks in stage 1. Tables hold the rows.
-BUFFERS = ("shuffle_index", "tucker_core_u", "tucker_core_v")
+# Last parts of the names of tables, in files whose configuration was not read yet.
 TABLES = ("values_for_look_up", "pre_values_for_look_up")
 
 
@@ -43,97 +50,178 @@ class ParameterCounts:
         return {"total": self.total, **dataclasses.asdict(self)}
 
 
-def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of a checkpoint, in the order of the forward pass.
+class Role(Enum):
+    """What a tensor is: by it, and never by its name, it is initialised, rounded, folded and counted.
+
+    Attributes:
+        LINEAR: a weight of the decoder, the embedding included.
+        NORM: the weight of a norm in the residual stream, or of one of attention's.
+        ROUTER, EXPERT: of a block of experts.
+        QUERY: projection to the queries of a memory layer.
+        KEY: product keys.
+        KEY_NORM: weights of the norms of queries and keys; the export folds them into the keys.
+        CORE: a Tucker core, or all of a layer's.
+        ROW_VECTOR, COL_VECTOR: leading singular vectors of the summed cores.
+        PERMUTATION: from virtual addresses to shuffled ones.
+        PRE_VALUE_QUERY: projection to what pre-values are multiplied with.
+        GATE: of the output of Memory+.
+        OUTPUT: projection from values.
+        PRE_VALUE, VALUE: tables.
+        MAP, ROW: what the export makes of permutations and tables.
+    """
+
+    LINEAR = "linear"
+    NORM = "norm"
+    ROUTER = "router"
+    EXPERT = "expert"
+    QUERY = "query"
+    KEY = "key"
+    KEY_NORM = "key_norm"
+    CORE = "core"
+    ROW_VECTOR = "row_vector"
+    COL_VECTOR = "col_vector"
+    PERMUTATION = "permutation"
+    PRE_VALUE_QUERY = "pre_value_query"
+    GATE = "gate"
+    OUTPUT = "output"
+    PRE_VALUE = "pre_value"
+    VALUE = "value"
+    MAP = "map"
+    ROW = "row"
+
+    @property
+    def is_table(self) -> bool:
+        """Holds rows, which stay mapped."""
+        return self in (Role.PRE_VALUE, Role.VALUE)
+
+    @property
+    def is_buffer(self) -> bool:
+        """Is no parameter: nothing trains it."""
+        return self in (Role.ROW_VECTOR, Role.COL_VECTOR, Role.PERMUTATION)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor, without its elements.
+
+    Attributes:
+        name: in the checkpoint, or of the parameter of the folded model and hence in the graph.
+        shape: of it.
+        dtype: by its name on the command line; of a checkpoint, that of one in full precision.
+        role: what it is.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    role: Role
+
+
+# Name of the tensor within its block or layer -> role and shape.
+_Specs = dict[str, tuple[Role, tuple[int, ...]]]
+
+
+def checkpoint_tensors(config: ModelConfig) -> list[TensorSpec]:
+    """Every tensor of a checkpoint, in the order of the forward pass.
 
     The names are those of the released state dict: our native format, the reference model and the exported graph use
     them too.
     """
     d, kv_size = config.hidden_size, config.kv_heads * config.head_size
-    shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (config.embedding_size, d)}
+    specs: _Specs = {"wte.weight": (Role.LINEAR, (config.embedding_size, d))}
     for i in range(config.num_layers):
-        block = f"transformer.blocks.{i}."
-        shapes |= {
-            block + "attn_norm.weight": (d,),
-            block + "att_proj.weight": (d + 2 * kv_size, d),
-            **{block + name: shape for name, shape in _query_key_norm_shapes(config).items()},
-            block + "attn_out.weight": (d, d),
-            block + "ff_norm.weight": (d,),
+        block = f"blocks.{i}."
+        specs |= {
+            block + "attn_norm.weight": (Role.NORM, (d,)),
+            block + "att_proj.weight": (Role.LINEAR, (d + 2 * kv_size, d)),
+            **_within(block, _query_key_norms(config)),
+            block + "attn_out.weight": (Role.LINEAR, (d, d)),
+            block + "ff_norm.weight": (Role.NORM, (d,)),
         }
         if config.experts is None:
-            shapes |= {block + name: shape for name, shape in _swiglu_shapes(d, config.ffn_size).items()}
+            specs |= _within(block, _swiglu(Role.LINEAR, d, config.ffn_size))
             continue
-        shapes[block + "router.weight"] = (config.experts.count, d)
+        specs[block + "router.weight"] = (Role.ROUTER, (config.experts.count, d))
         for e in range(config.experts.count):
-            expert = _swiglu_shapes(d, config.experts.inner_size)
-            shapes |= {f"{block}experts.{e}.{name}": shape for name, shape in expert.items()}
+            specs |= _within(f"{block}experts.{e}.", _swiglu(Role.EXPERT, d, config.experts.inner_size))
     for j in range(config.memory.layers):
-        shapes |= {f"transformer.mem_blocks.{j}.{k}": shape for k, shape in _memory_layer_shapes(config).items()}
+        specs |= _within(f"mem_blocks.{j}.", _memory_layer(config))
     if config.memory.shares_a_table:
-        pool = "transformer.full_memory_layer."
-        shapes[pool + "values_for_look_up"] = (config.memory.pool_rows, config.memory.value_dim)
+        pool, rows = "full_memory_layer.", config.memory.pool_rows
+        specs[pool + "values_for_look_up"] = (Role.VALUE, (rows, config.memory.value_dim))
         if config.memory.pre_value_dim:
-            shapes[pool + "pre_values_for_look_up"] = (config.memory.pool_rows, config.memory.pre_value_dim)
-    shapes["transformer.ln_f.weight"] = (d,)
+            specs[pool + "pre_values_for_look_up"] = (Role.PRE_VALUE, (rows, config.memory.pre_value_dim))
+    specs["ln_f.weight"] = (Role.NORM, (d,))
     if not config.tie_embeddings:
-        shapes["transformer.ff_out.weight"] = (config.embedding_size, d)
-    return shapes
+        specs["ff_out.weight"] = (Role.LINEAR, (config.embedding_size, d))
+    return [
+        TensorSpec(f"transformer.{name}", shape, "int64" if role is Role.PERMUTATION else "fp32", role)
+        for name, (role, shape) in specs.items()
+    ]
 
 
-def _query_key_norm_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of a checkpoint, in the order of `checkpoint_tensors`."""
+    return {spec.name: spec.shape for spec in checkpoint_tensors(config)}
+
+
+def _within(prefix: str, specs: _Specs) -> _Specs:
+    return {prefix + name: spec for name, spec in specs.items()}
+
+
+def _query_key_norms(config: ModelConfig) -> _Specs:
     if config.qk_norm == "none":
         return {}
     query_heads, key_heads = (1, 1) if config.qk_norm == "head" else (config.num_heads, config.kv_heads)
-    return {"q_norm.weight": (query_heads * config.head_size,), "k_norm.weight": (key_heads * config.head_size,)}
+    sizes = {"q_norm.weight": query_heads * config.head_size, "k_norm.weight": key_heads * config.head_size}
+    return {name: (Role.NORM, (size,)) for name, size in sizes.items()}
 
 
-def _swiglu_shapes(d: int, inner: int) -> dict[str, tuple[int, ...]]:
+def _swiglu(role: Role, d: int, inner: int) -> _Specs:
     """The first half of `ff_proj` is the linear part, the second the gate."""
-    return {"ff_proj.weight": (2 * inner, d), "ff_out.weight": (d, inner)}
+    return {"ff_proj.weight": (role, (2 * inner, d)), "ff_out.weight": (role, (d, inner))}
 
 
-def _memory_layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def _memory_layer(config: ModelConfig) -> _Specs:
     d, m = config.hidden_size, config.memory
-    if m.kind == "memory_plus":
-        return {
-            "query_proj.weight": (2 * m.queries_per_side * m.key_dim, d),
-            "query_norm.weight": (m.key_dim,),
-            "keys": (m.heads, 2, m.stored_side, m.key_dim),
-            "keys_norm.weight": (m.key_dim,),
-            "swilu_projection.weight": (m.value_dim, d),
-            "values_proj.weight": (d, m.value_dim),
-        }
-    shapes: dict[str, tuple[int, ...]] = {
-        "query_proj.weight": (2 * m.queries_per_side * m.key_dim, d),
-        "query_norm.weight": (m.key_dim,),
-        "keys": (m.heads, 2, m.stored_side, m.key_dim, m.tucker_rank),
-        "keys_norm.weight": (m.key_dim,),
-        **{f"tucker_core.{k}": (m.heads, m.tucker_rank, m.tucker_rank) for k in range(m.tucker_cores)},
-        "tucker_core_u": (1, m.heads, 1, m.tucker_rank),
-        "tucker_core_v": (1, m.heads, 1, m.tucker_rank),
-        "shuffle_index": (m.stored_side**2,),
+    ranks = () if m.kind == "memory_plus" else (m.tucker_rank,)
+    specs: _Specs = {
+        "query_proj.weight": (Role.QUERY, (2 * m.queries_per_side * m.key_dim, d)),
+        "query_norm.weight": (Role.KEY_NORM, (m.key_dim,)),
+        "keys": (Role.KEY, (m.heads, 2, m.stored_side, m.key_dim, *ranks)),
+        "keys_norm.weight": (Role.KEY_NORM, (m.key_dim,)),
     }
+    if m.kind == "memory_plus":
+        specs["swilu_projection.weight"] = (Role.GATE, (m.value_dim, d))
+    else:
+        core, vector = (m.heads, m.tucker_rank, m.tucker_rank), (1, m.heads, 1, m.tucker_rank)
+        specs |= {
+            **{f"tucker_core.{k}": (Role.CORE, core) for k in range(m.tucker_cores)},
+            "tucker_core_u": (Role.ROW_VECTOR, vector),
+            "tucker_core_v": (Role.COL_VECTOR, vector),
+            "shuffle_index": (Role.PERMUTATION, (m.stored_side**2,)),
+        }
     if m.pre_value_dim:
-        shapes["pre_values_proj.weight"] = (m.pre_value_dim, d)
+        specs["pre_values_proj.weight"] = (Role.PRE_VALUE_QUERY, (m.pre_value_dim, d))
     if m.kind == "ultramem_v1":
-        shapes["values_for_look_up"] = (m.pool_rows, m.value_dim)
-    shapes["values_proj.weight"] = (d, m.value_dim * m.value_groups)
-    return shapes
+        specs["values_for_look_up"] = (Role.VALUE, (m.pool_rows, m.value_dim))
+    specs["values_proj.weight"] = (Role.OUTPUT, (d, m.value_dim * m.value_groups))
+    return specs
 
 
 def count_parameters(config: ModelConfig) -> ParameterCounts:
     """Count the parameters of a model of this configuration."""
     dense = keys = rows = experts = 0
-    for name, shape in tensor_shapes(config).items():
-        leaf = name.rpartition(".")[2]
-        if leaf in TABLES:
-            rows += math.prod(shape)
-        elif leaf == "keys":
-            keys += math.prod(shape)
-        elif ".experts." in name:
-            experts += math.prod(shape)
-        elif leaf not in BUFFERS:
-            dense += math.prod(shape)
+    for spec in checkpoint_tensors(config):
+        count = math.prod(spec.shape)
+        if spec.role.is_table:
+            rows += count
+        elif spec.role is Role.KEY:
+            keys += count
+        elif spec.role is Role.EXPERT:
+            experts += count
+        elif not spec.role.is_buffer:
+            dense += count
     memory = config.memory
     unused_embedding = 0 if config.tie_embeddings else (config.embedding_size - 1) * config.hidden_size
     activated = dense - unused_embedding + keys + memory.layers * memory.hits * memory.row_size

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from umv2_export.config import MemoryConfig, ModelConfig
-from umv2_export.layout import TableLayout
+from umv2_export.layout import FoldedForm, TableLayout
 from umv2_export.model.experts import Experts, ExpertStack
 from umv2_export.model.memory import MemoryLayer
 from umv2_export.model.transformer import LanguageModel
@@ -23,6 +23,7 @@ __all__ = [
     "folded_model",
     "joined_by_rank",
     "key_matrices",
+    "query_name",
     "used_chunks",
 ]
 
@@ -43,6 +44,11 @@ class KeyMatrix(NamedTuple):
 def used_chunks(memory: MemoryConfig) -> list[int]:
     """The chunks of the query projection that any score needs; the released layout leaves half of them dead."""
     return sorted({chunk for side in memory.query_chunks() for head in side for chunk in head})
+
+
+def query_name(memory: MemoryConfig) -> str:
+    """Of the projection to the used chunks; the checkpoint's name stands for the checkpoint's tensor alone."""
+    return "query_proj" if len(used_chunks(memory)) == 2 * memory.queries_per_side else "used_query_proj"
 
 
 def joined_by_rank(memory: MemoryConfig) -> bool:
@@ -94,8 +100,7 @@ class FoldedMemoryLayer(MemoryLayer):
         self.layout, self.key_dtype = layout, key_dtype
         chunks = used_chunks(m)
         query_proj = nn.Linear(d, len(chunks) * m.key_dim, bias=False)
-        # The checkpoint's name stands for the checkpoint's tensor, and only for it.
-        self.query_name = "query_proj" if len(chunks) == 2 * m.queries_per_side else "used_query_proj"
+        self.query_name = query_name(m)
         self.add_module(self.query_name, query_proj)
         self.row_matrices, self.col_matrices = key_matrices(m)
         self.row_keys = nn.ParameterList(self._key_matrix(matrix) for matrix in self.row_matrices)
@@ -180,17 +185,14 @@ class FoldedMemoryLayer(MemoryLayer):
         return projected
 
 
-def folded_model(
-    config: ModelConfig, layout: TableLayout, dtype: torch.dtype, key_dtype: torch.dtype, moe_form: str
-) -> LanguageModel:
-    """The folded model with zero weights, dense ones in `dtype`. Build it under a fake or meta device."""
+def folded_model(form: FoldedForm) -> LanguageModel:
+    """The folded model with zero weights. Build it under a fake or meta device."""
     default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(form.dtype)
     try:
-        memory_layer = partial(FoldedMemoryLayer, layout=layout, key_dtype=key_dtype)
-        model = LanguageModel(
-            config, memory_layer, FoldedPool(layout), ExpertStack if moe_form == "contrib" else Experts
-        )
+        memory_layer = partial(FoldedMemoryLayer, layout=form.layout, key_dtype=form.key_dtype)
+        experts = ExpertStack if form.moe_form == "contrib" else Experts
+        model = LanguageModel(form.config, memory_layer, FoldedPool(form.layout), experts)
     finally:
         torch.set_default_dtype(default)
     return model.eval().requires_grad_(False)

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 
 from umv2_export.checkpoint.own_format import TensorStream
-from umv2_export.config import TABLES, ModelConfig, tensor_shapes
+from umv2_export.config import ModelConfig, Role, TensorSpec, checkpoint_tensors
+from umv2_export.dtypes import torch_dtype
 from umv2_export.errors import Unsupported
 from umv2_export.ops import tucker_topk
 
@@ -44,13 +45,8 @@ def random_tensors(config: ModelConfig, *, seed: int, scheme: Scheme = "released
         raise Unsupported("the principled initialisation is defined for models with pre-values")
     std = RELEASED_TABLE_STD if scheme == "released" else table_std(config, _top_score_variance(config, seed))
     return [
-        TensorStream(
-            name,
-            shape,
-            torch.int64 if name.endswith("shuffle_index") else torch.float32,
-            _Pieces(partial(_pieces, config, name, shape, seed, std)),
-        )
-        for name, shape in tensor_shapes(config).items()
+        TensorStream(spec.name, spec.shape, torch_dtype(spec.dtype), _Pieces(partial(_pieces, config, spec, seed, std)))
+        for spec in checkpoint_tensors(config)
     ]
 
 
@@ -79,17 +75,15 @@ class _Pieces:
         return self._start()
 
 
-def _pieces(
-    config: ModelConfig, name: str, shape: tuple[int, ...], seed: int, table_std: float
-) -> Iterator[torch.Tensor]:
-    leaf = name.rpartition(".")[2]
-    if leaf not in TABLES:
-        yield _small_tensor(config, name, shape, seed)
+def _pieces(config: ModelConfig, spec: TensorSpec, seed: int, table_std: float) -> Iterator[torch.Tensor]:
+    if not spec.role.is_table:
+        yield _small_tensor(config, spec, seed)
         return
-    generator = _generator(seed, name)
-    step = max(1, PIECE_BYTES // (4 * shape[1]))
-    for start in range(0, shape[0], step):
-        yield torch.randn((min(step, shape[0] - start), shape[1]), generator=generator) * table_std
+    generator = _generator(seed, spec.name)
+    rows, width = spec.shape
+    step = max(1, PIECE_BYTES // (4 * width))
+    for start in range(0, rows, step):
+        yield torch.randn((min(step, rows - start), width), generator=generator) * table_std
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
@@ -97,33 +91,40 @@ def _generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def _small_tensor(config: ModelConfig, name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    m = config.memory
-    generator = _generator(seed, name)
-    layer, _, leaf = name.partition("mem_blocks.")[2].partition(".")
-    if leaf in ("query_norm.weight", "keys_norm.weight"):
-        return torch.full(shape, m.key_dim ** (-0.4 if m.kind == "ultramem_v2" else -0.33))
-    if leaf.startswith("tucker_core."):
-        return torch.rand(shape, generator=generator)
-    if leaf in ("tucker_core_u", "tucker_core_v"):
-        cores = [f"transformer.mem_blocks.{layer}.tucker_core.{k}" for k in range(m.tucker_cores)]
-        core_shape = (m.heads, m.tucker_rank, m.tucker_rank)
-        summed_HRR = torch.stack([_small_tensor(config, core, core_shape, seed) for core in cores]).sum(0)
-        u_HRR, _, v_HRR = torch.linalg.svd(summed_HRR)
-        leading: torch.Tensor = u_HRR[:, :, 0] if leaf.endswith("u") else v_HRR[:, 0]
-        return leading.reshape(shape)
-    if leaf == "shuffle_index":
-        return torch.randperm(shape[0], generator=generator)
-    if name.endswith(("norm.weight", "ln_f.weight")):
-        return torch.ones(shape)
+def _small_tensor(config: ModelConfig, spec: TensorSpec, seed: int) -> torch.Tensor:
+    m, role = config.memory, spec.role
+    generator = _generator(seed, spec.name)
+    if role is Role.KEY_NORM:
+        return torch.full(spec.shape, _gain(config))
+    if role is Role.NORM:
+        return torch.ones(spec.shape)
+    if role is Role.CORE:
+        return torch.rand(spec.shape, generator=generator)
+    if role in (Role.ROW_VECTOR, Role.COL_VECTOR):
+        u_HRR, _, v_HRR = torch.linalg.svd(_cores(config, spec.name.rpartition(".")[0], seed).sum(0))
+        leading: torch.Tensor = u_HRR[:, :, 0] if role is Role.ROW_VECTOR else v_HRR[:, 0]
+        return leading.reshape(spec.shape)
+    if role is Role.PERMUTATION:
+        return torch.randperm(spec.shape[0], generator=generator)
     std = math.sqrt(2 / (5 * config.hidden_size))
-    if leaf in ("query_proj.weight", "keys"):
+    if role in (Role.QUERY, Role.KEY):
         std = m.key_dim**-0.5
-    elif leaf == "values_proj.weight":
+    elif role is Role.OUTPUT:
         std = (m.value_dim * m.value_groups) ** -0.5
-    elif leaf == "pre_values_proj.weight":
+    elif role is Role.PRE_VALUE_QUERY:
         std = config.hidden_size**-0.5
-    return torch.randn(shape, generator=generator).mul_(std)
+    return torch.randn(spec.shape, generator=generator).mul_(std)
+
+
+def _gain(config: ModelConfig) -> float:
+    """Weights of the norms of queries and keys."""
+    return float(config.memory.key_dim ** (-0.4 if config.memory.kind == "ultramem_v2" else -0.33))
+
+
+def _cores(config: ModelConfig, layer: str, seed: int) -> torch.Tensor:
+    """The cores [C, H, R, R] of the memory layer of that name."""
+    specs = [s for s in checkpoint_tensors(config) if s.role is Role.CORE and s.name.startswith(f"{layer}.")]
+    return torch.stack([_small_tensor(config, spec, seed) for spec in specs])
 
 
 def _top_score_variance(config: ModelConfig, seed: int) -> float:
@@ -133,18 +134,12 @@ def _top_score_variance(config: ModelConfig, seed: int) -> float:
     """
     m = config.memory
     generator = _generator(seed, "top score variance")
-    gain = m.key_dim ** (-0.4 if m.kind == "ultramem_v2" else -0.33)
+    gain = _gain(config)
     shape = (SAMPLE_TOKENS, m.heads, m.stored_side, m.tucker_rank)
     # The product of two vectors of Dk unit components, scaled by both gains, has this standard deviation.
     row, col = (torch.randn(shape, generator=generator) * gain**2 * math.sqrt(m.key_dim) for _ in range(2))
-    prefix = "transformer.mem_blocks.0."
-    core_shape = (m.heads, m.tucker_rank, m.tucker_rank)
-    cores = torch.stack(
-        [_small_tensor(config, f"{prefix}tucker_core.{k}", core_shape, seed) for k in range(m.tucker_cores)]
-    )
-    u, v = (
-        _small_tensor(config, f"{prefix}tucker_core_{side}", (1, m.heads, 1, m.tucker_rank), seed)[0, :, 0]
-        for side in ("u", "v")
-    )
+    cores = _cores(config, "transformer.mem_blocks.0", seed)
+    vectors = [s for s in checkpoint_tensors(config) if s.role in (Role.ROW_VECTOR, Role.COL_VECTOR)][:2]
+    u, v = (_small_tensor(config, spec, seed)[0, :, 0] for spec in vectors)
     scores = tucker_topk(row, col, u, v, cores, m.row_topk, m.topk)[1]
     return float(scores.var() / scores.mean().square())

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from umv2_export.checkpoint import Checkpoint, CheckpointTensor
-from umv2_export.config import TABLES, ModelConfig
+from umv2_export.config import ModelConfig, Role, checkpoint_tensors
 from umv2_export.interface import Inner, inner_names
 from umv2_export.model.experts import Experts
 from umv2_export.model.memory import MemoryLayer, MemoryPool, ReferenceMemoryLayer
@@ -256,6 +256,10 @@ class _TableInParts:
         return self._table.rows(index.flatten().cpu()).reshape(*index.shape, -1).to(index.device)
 
 
+# No export stores them in 16 bits: they are folded into the keys, which the layer rounds, or stay as they are.
+_NEVER_ROUNDED = (Role.KEY, Role.KEY_NORM, Role.CORE, Role.ROW_VECTOR, Role.COL_VECTOR, Role.PERMUTATION)
+
+
 def reference_model(
     checkpoint: Checkpoint,
     *,
@@ -279,19 +283,18 @@ def reference_model(
     with torch.device("meta"):
         model = LanguageModel(config, layer, MemoryPool(config))
     state = {}
-    for name in list(model.state_dict()):
-        leaf = name.rpartition(".")[2]
-        if leaf in TABLES:
+    for spec in checkpoint_tensors(config):
+        name = spec.name
+        if spec.role.is_table:
             # Unchecked: the check reads the whole table, and a NaN row that is hit shows in the output.
             table = checkpoint.tensors[name]
             if len(table.parts) == 1:
                 state[name] = table.joined()
             else:
-                owner = model.get_submodule(name.rpartition(".")[0])
-                delattr(owner, leaf)
-                setattr(owner, leaf, _TableInParts(table))
-        elif "mem_blocks" in name and ("proj" not in name):
-            # Never stored by themselves: they are folded into the keys, or stay as they are.
+                owner, _, leaf = name.rpartition(".")
+                delattr(model.get_submodule(owner), leaf)
+                setattr(model.get_submodule(owner), leaf, _TableInParts(table))
+        elif spec.role in _NEVER_ROUNDED:
             tensor = checkpoint.read(name)
             state[name] = tensor.float() if tensor.is_floating_point() else tensor
         else:

@@ -14,12 +14,12 @@ import torch
 from umv2_export import __version__
 from umv2_export.bundle import MODEL_FILE, WEIGHTS_FILE, Bundle, Manifest, rows_file
 from umv2_export.checkpoint import Checkpoint
-from umv2_export.config import TABLES, count_parameters
+from umv2_export.config import Role, checkpoint_tensors, count_parameters
 from umv2_export.dtypes import dtype_name, torch_dtype
 from umv2_export.errors import InvalidRequest, Unsupported
 from umv2_export.interface import graph_inputs, graph_outputs
-from umv2_export.layout import TableLayout
-from umv2_export.onnx.fold import FoldedTensor, fold_checkpoint
+from umv2_export.layout import FoldedForm, TableLayout
+from umv2_export.onnx.fold import KINDS, FoldedTensor, fold_checkpoint
 from umv2_export.onnx.minimum import minimum_onnxruntime
 from umv2_export.onnx.passes import (
     attach_bodies,
@@ -87,24 +87,19 @@ class ExportPlan:
 
     Attributes:
         checkpoint, options: as given.
-        layout: of the tables.
+        form: of the folded model.
         tensors: all parameters of the folded model.
     """
 
     checkpoint: Checkpoint
     options: ExportOptions
-    layout: TableLayout
+    form: FoldedForm
     tensors: list[FoldedTensor]
-
-    @property
-    def key_dtype(self) -> str:
-        """Of the keys."""
-        return self.options.dtype if self.options.key_dtype == "same" else self.options.key_dtype
 
     @property
     def moe_form(self) -> str | None:
         """Of experts; None in a model without."""
-        return self.options.moe_form if self.checkpoint.config.experts else None
+        return self.form.moe_form if self.form.config.experts else None
 
     @property
     def min_onnxruntime(self) -> str:
@@ -121,13 +116,18 @@ class ExportPlan:
     @property
     def memory_bytes(self) -> int:
         """Estimated peak of anonymous memory of an export without validation."""
-        return BASE_MEMORY + 3 * max(tensor.size for tensor in self.tensors if tensor.kind != "rows")
+        return BASE_MEMORY + 3 * max(self._sizes_in_memory)
 
     @property
     def validation_memory_bytes(self) -> int:
         """Estimated peak of anonymous memory of the check against PyTorch: tables are mapped on both sides."""
         factor = 2 if self.options.dtype == "fp32" else 8
-        return VALIDATION_MEMORY + factor * sum(tensor.size for tensor in self.tensors if tensor.kind != "rows")
+        return VALIDATION_MEMORY + factor * sum(self._sizes_in_memory)
+
+    @property
+    def _sizes_in_memory(self) -> list[int]:
+        """Bytes of every tensor but rows, which stay in their files."""
+        return [tensor.size for tensor in self.tensors if tensor.spec.role is not Role.ROW]
 
 
 def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
@@ -167,14 +167,13 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
     if options.moe_form == "contrib" and options.inline_functions:
         raise InvalidRequest("--moe-form contrib is no standard op", fix="--moe-form standard")
     dtype = torch_dtype(options.dtype)
-    tables = [tensor.dtype for name, tensor in checkpoint.tensors.items() if name.endswith(TABLES)]
+    tables = [checkpoint.tensors[s.name].dtype for s in checkpoint_tensors(checkpoint.config) if s.role.is_table]
     stored = functools.reduce(torch.promote_types, tables, tables[0] if tables else dtype)
     table_dtype = stored if options.table_dtype == "same" else torch_dtype(options.table_dtype)
     layout = TableLayout.of(checkpoint.config.memory, table_dtype, options.shard_bytes)
     key_dtype = dtype if options.key_dtype == "same" else torch_dtype(options.key_dtype)
-    return ExportPlan(
-        checkpoint, options, layout, fold_checkpoint(checkpoint, layout, dtype, key_dtype, options.moe_form)
-    )
+    form = FoldedForm(checkpoint.config, layout, dtype, key_dtype, options.moe_form)
+    return ExportPlan(checkpoint, options, form, fold_checkpoint(checkpoint, form))
 
 
 @dataclass(frozen=True)
@@ -216,8 +215,7 @@ def export_bundle(
     options, config = plan.options, plan.checkpoint.config
     clock = [time.perf_counter()]
     done = track("tracing the graph", None)
-    dtype, key_dtype = torch_dtype(options.dtype), torch_dtype(plan.key_dtype)
-    model = trace(config, plan.layout, dtype, key_dtype, options.moe_form, opset=options.opset)
+    model = trace(plan.form, opset=options.opset)
     simplify(model)
     done(1)
     clock.append(time.perf_counter())
@@ -229,7 +227,7 @@ def export_bundle(
         type_constants(model)
         keep_hidden_alive(model)
         if options.moe_form == "standard":
-            attach_bodies(model, op_signatures(config, plan.layout), opset=options.opset)
+            attach_bodies(model, op_signatures(config, plan.form.layout), opset=options.opset)
         if options.inline_functions:
             inline_bodies(model)
         make_reproducible(model)
@@ -260,8 +258,8 @@ class _Places:
 def _write_weights(folder: Path, tensors: list[FoldedTensor], track: Tracker) -> _Places:
     advance = track("writing weights", sum(tensor.size for tensor in tensors))
     places = _Places({}, {})
-    dense = [tensor for tensor in tensors if tensor.kind != "rows"]
-    shards = [tensor for tensor in tensors if tensor.kind == "rows"]
+    dense = [tensor for tensor in tensors if tensor.spec.role is not Role.ROW]
+    shards = [tensor for tensor in tensors if tensor.spec.role is Role.ROW]
     groups = [(WEIGHTS_FILE, dense), *((rows_file(i + 1, len(shards)), [shard]) for i, shard in enumerate(shards))]
     for name, members in groups:
         with HashedFile(folder / name) as out:
@@ -291,8 +289,8 @@ def _refer(model: ir.Model, tensors: list[FoldedTensor], places: _Places) -> Non
 
 
 def _manifest(plan: ExportPlan, model: ir.Model, hashes: dict[str, tuple[int, str]], track: Tracker) -> Manifest:
-    config, options, layout = plan.checkpoint.config, plan.options, plan.layout
-    kinds: dict[str, int] = dict.fromkeys(("dense", "keys", "map", "rows", "router", "experts"), 0)
+    config, options, layout = plan.form.config, plan.options, plan.form.layout
+    kinds: dict[str, int] = dict.fromkeys(KINDS, 0)
     for tensor in plan.tensors:
         kinds[tensor.kind] += tensor.size
     values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
@@ -302,7 +300,7 @@ def _manifest(plan: ExportPlan, model: ir.Model, hashes: dict[str, tuple[int, st
         config=config.as_dict(),
         query_layout=config.memory.query_layout,
         dtype=options.dtype,
-        key_dtype=plan.key_dtype,
+        key_dtype=dtype_name(plan.form.key_dtype),
         table_dtype=dtype_name(layout.dtype),
         moe_form=plan.moe_form,
         opset=options.opset,

@@ -7,24 +7,25 @@ offset go into one map of virtual addresses, or, where a layer owns its rows, in
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 
 from umv2_export.checkpoint import Checkpoint
-from umv2_export.config import ModelConfig
-from umv2_export.dtypes import dtype_name
+from umv2_export.config import ModelConfig, Role, TensorSpec, checkpoint_tensors
+from umv2_export.dtypes import dtype_name, torch_dtype
 from umv2_export.errors import InputRejected
-from umv2_export.layout import TableLayout
-from umv2_export.model.folded import KeyMatrix, key_matrices, used_chunks
+from umv2_export.layout import FoldedForm, Shard
+from umv2_export.model.folded import KeyMatrix, folded_model, key_matrices, query_name, used_chunks
 from umv2_export.model.memory import adding_tucker, folded_keys
 
-__all__ = ["FoldedTensor", "Kind", "fold_checkpoint"]
-
-Kind = Literal["dense", "keys", "map", "rows", "router", "experts"]
+__all__ = ["KINDS", "FoldedTensor", "fold_checkpoint"]
 
 # Rows gathered at a time: 32 MiB, small against the 2 GB budget and large against the cost of a call.
 PIECE_BYTES = 32 * 2**20
+
+# What the bytes of a bundle count as, by role; what is not among these is dense.
+_KINDS = {Role.KEY: "keys", Role.MAP: "map", Role.ROW: "rows", Role.ROUTER: "router", Role.EXPERT: "experts"}
+KINDS = ("dense", *_KINDS.values())
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,34 @@ class FoldedTensor:
     """A parameter of the folded model, computed when its pieces are asked for.
 
     Attributes:
-        name: parameter name in the folded model, and initializer name in the graph.
-        shape, dtype: as stored.
-        kind: what its bytes count as.
-        pieces: makes its slices along dim 0, in order, in `dtype`.
+        spec: its name, shape and dtype, as the folded model declares them, and its role.
+        pieces: makes its slices along dim 0, in order, in its dtype.
         part: of rows, makes the slices of a range of them.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    kind: Kind
+    spec: TensorSpec
     pieces: Callable[[], Iterator[torch.Tensor]]
     part: Callable[[range], Iterator[torch.Tensor]] | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the parameter, and of the initializer in the graph."""
+        return self.spec.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As stored."""
+        return self.spec.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As stored."""
+        return torch_dtype(self.spec.dtype)
+
+    @property
+    def kind(self) -> str:
+        """What its bytes count as; one of `KINDS`."""
+        return _KINDS.get(self.spec.role, "dense")
 
     @property
     def size(self) -> int:
@@ -52,52 +68,69 @@ class FoldedTensor:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def fold_checkpoint(
-    checkpoint: Checkpoint, layout: TableLayout, dtype: torch.dtype, key_dtype: torch.dtype, moe_form: str
-) -> list[FoldedTensor]:
-    """All parameters of the folded model of a checkpoint, dense ones first, then the tables shard by shard.
+@dataclass(frozen=True)
+class _Fold:
+    """How a parameter of the folded model is made of the checkpoint.
 
-    Args:
-        checkpoint: the model.
-        layout: of its tables.
-        dtype: of dense weights; Tucker cores and vectors stay fp32.
-        key_dtype: of the keys.
-        moe_form: standard (each expert by itself) or contrib (stacks).
+    Attributes:
+        role: what it is.
+        pieces: makes its slices along dim 0, in the dtype of the checkpoint or already in its own.
+        part: of rows, makes the slices of a range of them.
     """
-    config = checkpoint.config
-    tensors = []
-    for name, tensor in checkpoint.tensors.items():
-        kind: Kind = "experts" if ".experts." in name else "router" if ".router." in name else "dense"
-        if name.startswith(("transformer.mem_blocks.", "transformer.full_memory_layer.")):
-            continue
-        if kind != "experts" or moe_form == "standard":
-            tensors.append(_folded(name, tensor.shape, dtype, kind, partial(checkpoint.read, name)))
-    if config.experts is not None and moe_form == "contrib":
+
+    role: Role
+    pieces: Callable[[], Iterator[torch.Tensor]]
+    part: Callable[[range], Iterator[torch.Tensor]] | None = None
+
+
+def fold_checkpoint(checkpoint: Checkpoint, form: FoldedForm) -> list[FoldedTensor]:
+    """All parameters of the folded model of a checkpoint, dense ones first, then the tables shard by shard."""
+    with torch.device("meta"):
+        declared = folded_model(form).state_dict()
+    config = form.config
+    layers: dict[str, _Fold] = {}
+    if config.experts is not None and form.moe_form == "contrib":
         for i in range(config.num_layers):
-            tensors += _stack_experts(checkpoint, f"transformer.blocks.{i}.experts.", dtype)
+            layers |= _stack_experts(checkpoint, f"transformer.blocks.{i}.experts.", config.experts.count)
     for j in range(config.memory.layers):
-        tensors += _fold_layer(checkpoint, j, dtype, key_dtype)
-    tables: list[int | None] = list(range(config.memory.layers)) if layout.per_layer else [None]
-    for layer in tables:
-        prefix = "transformer.full_memory_layer" if layer is None else f"transformer.mem_blocks.{layer}"
-        for s in range(layout.shards):
-            rows = layout.shard_rows(s)
-            pieces = partial(_table_pieces, checkpoint, layout, layer, rows)
-            part = partial(_table_part, checkpoint, layout, layer, rows)
-            shape = (len(rows), layout.row_size)
-            tensors.append(FoldedTensor(f"{prefix}.rows.{s}", shape, layout.dtype, "rows", pieces, part))
+        layers |= _fold_layer(checkpoint, j)
+    roles = {spec.name: spec.role for spec in checkpoint_tensors(config)}
+    # In the order of the checkpoint's files.
+    folds = {
+        name: _whole(roles[name], partial(checkpoint.read, name))
+        for name in checkpoint.tensors
+        if name in declared and name not in layers
+    }
+    folds |= layers
+    for shard in form.shards():
+        pieces = partial(_table_pieces, checkpoint, form, shard.layer, shard.rows)
+        folds[shard.name] = _Fold(Role.ROW, pieces, partial(_table_part, checkpoint, form, shard))
+    if folds.keys() != declared.keys():
+        raise AssertionError(f"model and fold disagree on {sorted(folds.keys() ^ declared.keys())}")
+    tensors = []
+    for name, fold in folds.items():
+        spec = TensorSpec(name, tuple(declared[name].shape), dtype_name(declared[name].dtype), fold.role)
+        tensors.append(FoldedTensor(spec, partial(_stored, fold, spec), fold.part))
     return tensors
 
 
-def _folded(
-    name: str, shape: tuple[int, ...], dtype: torch.dtype, kind: Kind, compute: Callable[[], torch.Tensor]
-) -> FoldedTensor:
-    """A tensor that is computed as a whole."""
+def _stored(fold: _Fold, spec: TensorSpec) -> Iterator[torch.Tensor]:
+    """The pieces in the dtype that is stored."""
+    rows = 0
+    for piece in fold.pieces():
+        rows += len(piece)
+        if tuple(piece.shape[1:]) != spec.shape[1:] or rows > spec.shape[0]:
+            raise AssertionError(f"{spec.name}: the model has shape {spec.shape}, the fold makes {tuple(piece.shape)}")
+        yield _cast(piece, torch_dtype(spec.dtype), spec.name)
+
+
+def _whole(role: Role, compute: Callable[[], torch.Tensor]) -> _Fold:
+    """Made as a whole."""
 
     def pieces() -> Iterator[torch.Tensor]:
-        yield _cast(compute(), dtype, name)
+        yield compute()
 
-    return FoldedTensor(name, shape, dtype, kind, pieces)
+    return _Fold(role, pieces)
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
@@ -118,70 +151,53 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
     return result
 
 
-def _stack_experts(checkpoint: Checkpoint, prefix: str, dtype: torch.dtype) -> list[FoldedTensor]:
+def _stack_experts(checkpoint: Checkpoint, prefix: str, count: int) -> dict[str, _Fold]:
     """The experts of a block in two tensors, made expert by expert."""
 
-    def stacked(name: str, arrange: Callable[[torch.Tensor], torch.Tensor]) -> FoldedTensor:
-        count = sum(other.startswith(prefix) and other.endswith(f".{name}.weight") for other in checkpoint.tensors)
-
+    def stacked(name: str, arrange: Callable[[torch.Tensor], torch.Tensor]) -> _Fold:
         def pieces() -> Iterator[torch.Tensor]:
             for e in range(count):
-                yield _cast(arrange(checkpoint.read(f"{prefix}{e}.{name}.weight"))[None], dtype, prefix + name)
+                yield arrange(checkpoint.read(f"{prefix}{e}.{name}.weight"))[None]
 
-        shape = (count, *checkpoint.tensors[f"{prefix}0.{name}.weight"].shape)
-        return FoldedTensor(prefix + name, shape, dtype, "experts", pieces)
+        return _Fold(Role.EXPERT, pieces)
 
     def interleaved(ff_proj: torch.Tensor) -> torch.Tensor:
         linear, gate = ff_proj.chunk(2)
         return torch.stack([gate, linear], dim=1).flatten(0, 1)
 
-    return [stacked("ff_proj", interleaved), stacked("ff_out", lambda ff_out: ff_out)]
+    return {
+        prefix + "ff_proj": stacked("ff_proj", interleaved),
+        prefix + "ff_out": stacked("ff_out", lambda ff_out: ff_out),
+    }
 
 
-def _fold_layer(checkpoint: Checkpoint, j: int, dtype: torch.dtype, key_dtype: torch.dtype) -> list[FoldedTensor]:
-    config, m = checkpoint.config, checkpoint.config.memory
+def _fold_layer(checkpoint: Checkpoint, j: int) -> dict[str, _Fold]:
+    d, m = checkpoint.config.hidden_size, checkpoint.config.memory
     prefix = f"transformer.mem_blocks.{j}."
 
-    def read(leaf: str) -> torch.Tensor:
-        return checkpoint.read(prefix + leaf)
-
-    def folded(
-        leaf: str, shape: tuple[int, ...], kind: Kind, compute: Callable[[], torch.Tensor], to: torch.dtype = dtype
-    ) -> FoldedTensor:
-        return _folded(prefix + leaf, shape, to, kind, compute)
-
-    d, chunks = config.hidden_size, used_chunks(m)
-    query_name = "query_proj" if len(chunks) == 2 * m.queries_per_side else "used_query_proj"
-
     def queries() -> torch.Tensor:
-        return read("query_proj.weight").reshape(-1, m.key_dim, d)[chunks].reshape(-1, d)
+        weight = checkpoint.read(prefix + "query_proj.weight")
+        return weight.reshape(-1, m.key_dim, d)[used_chunks(m)].reshape(-1, d)
 
-    tensors = [folded(f"{query_name}.weight", (len(chunks) * m.key_dim, d), "dense", queries)]
+    folds = {f"{query_name(m)}.weight": _whole(Role.QUERY, queries)}
     for side, matrices in enumerate(key_matrices(m)):
         for i, matrix in enumerate(matrices):
-            shape = (m.key_dim, len(matrix.heads) * m.stored_side * len(matrix.ranks))
             compute = partial(_key_matrix, checkpoint, j, side, matrix)
-            tensors.append(folded(f"{('row_keys', 'col_keys')[side]}.{i}", shape, "keys", compute, key_dtype))
-    vectors, cores = (m.heads, m.score_rank), (m.tucker_cores, m.heads, m.score_rank, m.score_rank)
-    names, shapes = ("tucker_u", "tucker_v", "tucker_cores"), (vectors, vectors, cores)
-    for leaf, tucker_shape, stored in zip(names, shapes, _tucker(checkpoint, j), strict=True):
-        tensors.append(folded(leaf, tucker_shape, "dense", stored, torch.float32))
+            folds[f"{('row_keys', 'col_keys')[side]}.{i}"] = _whole(Role.KEY, compute)
+    u, v, cores = _tucker(checkpoint, j)
+    folds["tucker_u"], folds["tucker_v"] = _whole(Role.ROW_VECTOR, u), _whole(Role.COL_VECTOR, v)
+    folds["tucker_cores"] = _whole(Role.CORE, cores)
+    kept = {"values_proj.weight": Role.OUTPUT}
     if m.pre_value_dim:
-        tensors.append(
-            folded("pre_values_proj.weight", (m.pre_value_dim, d), "dense", lambda: read("pre_values_proj.weight"))
-        )
-    tensors.append(
-        folded("values_proj.weight", (d, m.value_dim * m.value_groups), "dense", lambda: read("values_proj.weight"))
-    )
+        kept = {"pre_values_proj.weight": Role.PRE_VALUE_QUERY, **kept}
     if m.kind == "memory_plus":
-        gate = "swilu_projection.weight"
-        tensors.append(folded(gate, (m.value_dim, d), "dense", lambda: read(gate)))
+        kept["swilu_projection.weight"] = Role.GATE
+    folds |= {leaf: _whole(role, partial(checkpoint.read, prefix + leaf)) for leaf, role in kept.items()}
     if m.has_address_map:
-        virtual = (m.stored_side**2,)
-        tensors.append(folded("address_map", virtual, "map", partial(_address_map, checkpoint, j), torch.int32))
+        folds["address_map"] = _whole(Role.MAP, partial(_address_map, checkpoint, j))
         if m.value_groups > 1:
-            tensors.append(folded("group_map", virtual, "map", partial(_group_map, checkpoint, j), torch.int32))
-    return tensors
+            folds["group_map"] = _whole(Role.MAP, partial(_group_map, checkpoint, j))
+    return {prefix + leaf: fold for leaf, fold in folds.items()}
 
 
 def _tucker(checkpoint: Checkpoint, j: int) -> tuple[Callable[[], torch.Tensor], ...]:
@@ -227,11 +243,9 @@ def _group_map(checkpoint: Checkpoint, j: int) -> torch.Tensor:
     return (shuffle_index // checkpoint.config.memory.visible_rows).to(torch.int32)
 
 
-def _table_pieces(
-    checkpoint: Checkpoint, layout: TableLayout, layer: int | None, rows: range
-) -> Iterator[torch.Tensor]:
+def _table_pieces(checkpoint: Checkpoint, form: FoldedForm, layer: int | None, rows: range) -> Iterator[torch.Tensor]:
     """Interleaved rows [pre-value | value] of one shard."""
-    config, m = checkpoint.config, checkpoint.config.memory
+    config, layout, m = form.config, form.layout, form.config.memory
     table = "transformer.full_memory_layer." if m.shares_a_table else f"transformer.mem_blocks.{layer}."
     parts = [checkpoint.tensors[table + "values_for_look_up"]]
     if m.pre_value_dim:
@@ -255,8 +269,6 @@ def _table_pieces(
         yield torch.zeros(1, layout.row_size, dtype=layout.dtype)
 
 
-def _table_part(
-    checkpoint: Checkpoint, layout: TableLayout, layer: int | None, shard: range, part: range
-) -> Iterator[torch.Tensor]:
+def _table_part(checkpoint: Checkpoint, form: FoldedForm, shard: Shard, part: range) -> Iterator[torch.Tensor]:
     """Rows of a part of a shard, counted from its first."""
-    return _table_pieces(checkpoint, layout, layer, shard[part.start : part.stop])
+    return _table_pieces(checkpoint, form, shard.layer, shard.rows[part.start : part.stop])

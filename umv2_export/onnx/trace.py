@@ -5,10 +5,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from umv2_export.config import ModelConfig
 from umv2_export.dtypes import dtype_name
 from umv2_export.interface import graph_inputs, graph_outputs, inner_names
-from umv2_export.layout import TableLayout
+from umv2_export.layout import FoldedForm
 from umv2_export.model.folded import folded_model
 from umv2_export.model.transformer import KeyValue, LanguageModel
 from umv2_export.onnx.signatures import op_signatures
@@ -22,25 +21,20 @@ __all__ = ["trace"]
 _BATCH, _SEQUENCE, _PAST = 2, 3, 5
 
 
-def trace(
-    config: ModelConfig, layout: TableLayout, dtype: torch.dtype, key_dtype: torch.dtype, moe_form: str, *, opset: int
-) -> ir.Model:
+def trace(form: FoldedForm, *, opset: int) -> ir.Model:
     """Export the folded model.
 
     Args:
-        config: the model.
-        layout: of its tables.
-        dtype: of dense weights and cache.
-        key_dtype: of keys.
-        moe_form: standard or contrib.
+        form: the model.
         opset: version of the standard ops.
 
     Returns:
-        The graph with the custom ops opaque, its initializers without data; probe and part values have their names, but
-        are no outputs.
+        The graph with the custom ops opaque, its initializers without data; inner values have their names, but are no
+        outputs.
     """
+    config, dtype = form.config, form.dtype
     with FakeTensorMode():
-        model = _Traced(folded_model(config, layout, dtype, key_dtype, moe_form))
+        model = _Traced(folded_model(form))
     cache_shape = (_BATCH, config.kv_heads, _PAST, config.head_size)
     # Every cache tensor is an object of its own: shared ones trace into a graph that is wrong for past > 0, silently.
     past = [
@@ -63,7 +57,7 @@ def trace(
             input_names=[value.name for value in inputs],
             output_names=[*(value.name for value in outputs), *inner_names(config)],
             opset_version=opset,
-            custom_translation_table=translations(op_signatures(config, layout)),
+            custom_translation_table=translations(op_signatures(config, form.layout)),
             optimize=False,
             verbose=False,
         )
@@ -72,7 +66,7 @@ def trace(
     graph = program.model.graph
     del graph.outputs[len(outputs) :]
     if config.experts is not None or config.memory.layers:
-        program.model.opset_imports[CONTRIB_DOMAIN if moe_form == "contrib" else DOMAIN] = VERSION
+        program.model.opset_imports[CONTRIB_DOMAIN if form.moe_form == "contrib" else DOMAIN] = VERSION
     return program.model
 
 

@@ -11,7 +11,8 @@ import onnx_ir as ir
 from umv2_export.ops.domain import DOMAIN, VERSION
 from umv2_export.ops.experts import ExpertsSignature, experts
 from umv2_export.ops.key_scores import KeyScoresSignature, key_scores
-from umv2_export.ops.memory_lookup import LookupSignature, memory_lookup
+from umv2_export.ops.memory_lookup import memory_lookup
+from umv2_export.ops.memory_lookup_onnx import LookupSignature
 from umv2_export.ops.tucker_topk import function_body as tucker_topk_body
 from umv2_export.ops.tucker_topk import tucker_topk
 

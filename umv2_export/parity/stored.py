@@ -12,7 +12,8 @@ import torch
 
 from umv2_export.bundle import Bundle
 from umv2_export.checkpoint import Checkpoint
-from umv2_export.dtypes import dtype_name, torch_dtype
+from umv2_export.config import Role
+from umv2_export.dtypes import dtype_name
 from umv2_export.onnx.fold import FoldedTensor, fold_checkpoint
 from umv2_export.parity.compare import UNIT_ROUNDOFF
 from umv2_export.progress import Tracker, silent
@@ -109,16 +110,9 @@ def compare_stored(
         seed: of the rows that are chosen.
         track: progress.
     """
-    stored = bundle.manifest
     # NaN and infinity are compared like all else; to refuse them takes another pass over every table.
     tensors = {name: replace(tensor, allow_non_finite=True) for name, tensor in checkpoint.tensors.items()}
-    folded = fold_checkpoint(
-        replace(checkpoint, tensors=tensors),
-        bundle.layout,
-        torch_dtype(stored.dtype),
-        torch_dtype(stored.key_dtype),
-        stored.moe_form or "standard",
-    )
+    folded = fold_checkpoint(replace(checkpoint, tensors=tensors), bundle.form)
     weights = bundle.weights()
     result = StoredCheck(bytes=sum(tensor.size for tensor in folded))
     for name in sorted(weights.keys() - {tensor.name for tensor in folded}):
@@ -183,7 +177,7 @@ def _differing(
     if torch.equal(ours.view(bits), theirs.view(bits)):
         return None
     wrong = ours.view(bits) != theirs.view(bits)
-    if tensor.kind == "keys":
+    if tensor.spec.role is Role.KEY:
         step = 2 * UNIT_ROUNDOFF[dtype_name(tensor.dtype)]
         near = (ours.float() - theirs.float()).abs() <= KEY_STEPS * step * ours.float().abs()
         result.rounded_keys += int((wrong & near).sum())

@@ -17,8 +17,9 @@ from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest, 
 from umv2_export.interface import LOGITS, cache_of, feed, graph_inputs, inner_names, probe_names
 from umv2_export.onnx.minimum import PROBES_ONNXRUNTIME
 from umv2_export.runtimes import cuda
-from umv2_export.runtimes.base import Array, StepInput, StepOutput, require_runtime
+from umv2_export.runtimes.base import Array, StepInput, StepOutput
 from umv2_export.runtimes.external_data import session_source
+from umv2_export.runtimes.versions import require_runtime
 from umv2_export.system.host_memory import anonymous_memory, available_bytes
 
 __all__ = ["OnnxRuntime"]

@@ -1,6 +1,7 @@
 """PyTorch in fp32: the literal reference of a checkpoint, or the folded model rebuilt from a bundle's weights."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -65,9 +66,9 @@ class TorchRuntime:
             InputRejected: the graph's initializers are not those of the model in the manifest.
         """
         with torch.device("meta"):
-            moe_form = bundle.manifest.moe_form or "standard"
-            model = folded_model(bundle.config, bundle.layout, torch.float32, torch.float32, moe_form)
-        expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+            model = folded_model(replace(bundle.form, dtype=torch.float32, key_dtype=torch.float32))
+        declared = model.state_dict()
+        expected = {name: tuple(value.shape) for name, value in declared.items()}
         weights = bundle.weights()
         found = {name: tuple(value.shape) for name, value in weights.items()}
         if found != expected:
@@ -76,10 +77,9 @@ class TorchRuntime:
                 f"initializer {name!r} has shape {found.get(name)}, the manifest's model needs {expected.get(name)}",
                 where=bundle.path / MODEL_FILE,
             )
-        state = {
-            name: value if ".rows." in name or not value.is_floating_point() else value.float()
-            for name, value in weights.items()
-        }
+        rows = {shard.name for shard in bundle.form.shards()}
+        # Rows stay as they are stored, mapped.
+        state = {n: value if n in rows else value.to(declared[n].dtype) for n, value in weights.items()}
         model.load_state_dict(state, assign=True)
         return cls(model.requires_grad_(False), torch_dtype(bundle.manifest.dtype), device)
 
