@@ -9,7 +9,7 @@ import torch
 from umv2_export.config import ModelConfig, QueryLayout, tensor_shapes
 from umv2_export.errors import InputRejected, Unsupported
 
-__all__ = ["Checkpoint", "CheckpointTensor", "validate_tensors"]
+__all__ = ["Checkpoint", "CheckpointTensor", "ReadOptions", "validate_tensors"]
 
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -128,6 +128,16 @@ class CheckpointTensor:
         step = max(1, PIECE_BYTES // row_bytes)
         for first in range(start, stop, step):
             yield first, min(stop, first + step)
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How a checkpoint is read; see the arguments of `open_checkpoint`."""
+
+    query_layout: QueryLayout | None = None
+    row_topk: int | None = None
+    allow_non_finite: bool = False
+    ignore_fields: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

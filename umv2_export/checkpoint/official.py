@@ -3,33 +3,26 @@
 Source: the released training code (an OLMoE fork).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, validate_tensors
+from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, ReadOptions, validate_tensors
 from umv2_export.checkpoint.config_file import CONFIG_FILE, read_model_fields, read_yaml
 from umv2_export.checkpoint.fields import identifier, without_ignored
 from umv2_export.checkpoint.official_config import read_fields
 from umv2_export.checkpoint.official_fields import UNDERSTOOD
 from umv2_export.checkpoint.official_tensors import our_tensors, tensor_facts
 from umv2_export.checkpoint.weight_files import load_weights
-from umv2_export.config import TABLES, QueryLayout
+from umv2_export.config import TABLES
 from umv2_export.errors import InputRejected, located
 from umv2_export.records.tokenizer_files import tokenizer_files
 
 __all__ = ["CONFIG_FILE", "read_checkpoint"]
 
 
-def read_checkpoint(
-    path: Path,
-    *,
-    query_layout: QueryLayout | None,
-    row_topk: int | None,
-    allow_non_finite: bool,
-    ignore_fields: Sequence[str] = (),
-) -> Checkpoint:
+def read_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     """Open a checkpoint in the authors' format.
 
     Raises:
@@ -38,12 +31,12 @@ def read_checkpoint(
         InvalidRequest: a field that shall be ignored is not there, or is understood.
     """
     config_file = path / CONFIG_FILE
-    fields = without_ignored(read_model_fields(config_file), ignore_fields, UNDERSTOOD, where=config_file)
+    fields = without_ignored(read_model_fields(config_file), options.ignore_fields, UNDERSTOOD, where=config_file)
     # Before any tensor: what is not implemented is named as such, not as a tensor of an odd shape.
-    query_layout = query_layout or "released"
+    query_layout = options.query_layout or "released"
     with located(config_file):
         model = read_fields(fields)
-        model.check(query_layout=query_layout, row_topk=row_topk)
+        model.check(query_layout=query_layout, row_topk=options.row_topk)
         ranks = load_weights(path, fields)
     weight_files = [file for rank in ranks for file in rank.files]
     theirs = {}
@@ -51,12 +44,12 @@ def read_checkpoint(
         parts = [first]
         if name.rpartition(".")[2] in TABLES and len(ranks) > 1:
             parts = [_rank_slice(rank.tensors, name, first, rank.files[-1]) for rank in ranks]
-        theirs[name] = CheckpointTensor(name, parts, allow_non_finite)
+        theirs[name] = CheckpointTensor(name, parts, options.allow_non_finite)
     with located(weight_files[0]):
         tensors = our_tensors(theirs, model)
         facts = tensor_facts(tensors, model)
         with located(config_file):
-            config = model.config(facts, query_layout=query_layout, row_topk=row_topk)
+            config = model.config(facts, query_layout=query_layout, row_topk=options.row_topk)
         validate_tensors(config, tensors)
     notes = dict.fromkeys(note for rank in ranks for note in rank.notes)
     return Checkpoint(
@@ -69,7 +62,7 @@ def read_checkpoint(
         (*notes, *model.insertion.notes),
         never_added=model.insertion.notes,
         tokenizer=_tokenizer_identifier(read_yaml(config_file)),
-        ignored_fields=list(ignore_fields),
+        ignored_fields=list(options.ignore_fields),
     )
 
 

@@ -5,13 +5,13 @@ save and load; checked against both, see tests/data/olmoe.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, validate_tensors
+from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, ReadOptions, validate_tensors
 from umv2_export.checkpoint.olmoe_config import CONFIG_FILE, read_config
 from umv2_export.checkpoint.safetensors_files import map_tensors, weight_notes
 from umv2_export.checkpoint.tensor_names import unwrapped_names
@@ -64,7 +64,7 @@ def is_olmoe(data: Mapping[str, Any], where: Path) -> bool:
     return False
 
 
-def read_checkpoint(path: Path, *, allow_non_finite: bool, ignore_fields: Sequence[str] = ()) -> Checkpoint:
+def read_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     """Open a checkpoint.
 
     Raises:
@@ -79,11 +79,11 @@ def read_checkpoint(path: Path, *, allow_non_finite: bool, ignore_fields: Sequen
             why="transformers would apply it to other weights",
             fix="merge it into its model and save that: PeftModel.merge_and_unload()",
         )
-    read = read_config(path, ignore_fields)
+    read = read_config(path, options.ignore_fields)
     config, notes = read.model, [*read.notes, *weight_notes(path)]
     stored, files = map_tensors(path)
     with located(path):
-        tensors = _our_tensors(_unwrapped(stored, notes), config, allow_non_finite)
+        tensors = _our_tensors(_unwrapped(stored, notes), config, options.allow_non_finite)
         validate_tensors(config, tensors)
     return Checkpoint(
         path,
@@ -92,7 +92,7 @@ def read_checkpoint(path: Path, *, allow_non_finite: bool, ignore_fields: Sequen
         tensors,
         [*read.files, *files],
         tokenizer_files(path),
-        ignored_fields=list(ignore_fields),
+        ignored_fields=list(options.ignore_fields),
         notes=notes,
     )
 

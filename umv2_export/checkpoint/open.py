@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from umv2_export.checkpoint import official, olmoe, own_format
-from umv2_export.checkpoint.checkpoint import Checkpoint
+from umv2_export.checkpoint.checkpoint import Checkpoint, ReadOptions
 from umv2_export.checkpoint.run_folder import Step, choose_step
 from umv2_export.config import QueryLayout
 from umv2_export.errors import EnvironmentUnfit, InputRejected
@@ -48,40 +48,23 @@ def open_checkpoint(
         step = choose_step(path)
     except PermissionError as error:
         raise EnvironmentUnfit("the folder may not be read", where=path, why=str(error)) from error
+    options = ReadOptions(query_layout, row_topk, allow_non_finite, ignore_fields)
     if step is None:
-        return _open_folder(path, query_layout, row_topk, ignore_fields, allow_non_finite)
+        return _open_folder(path, options)
     try:
-        checkpoint = _open_folder(step.path, query_layout, row_topk, ignore_fields, allow_non_finite)
+        checkpoint = _open_folder(step.path, options)
     except InputRejected as error:
         raise _with_others(error, step) from error
     return replace(checkpoint, notes=(*step.notes, *checkpoint.notes))
 
 
-def _open_folder(
-    path: Path,
-    query_layout: QueryLayout | None,
-    row_topk: int | None,
-    ignore_fields: Sequence[str],
-    allow_non_finite: bool,
-) -> Checkpoint:
+def _open_folder(path: Path, options: ReadOptions) -> Checkpoint:
     if (path / official.CONFIG_FILE).exists():
-        return official.read_checkpoint(
-            path,
-            query_layout=query_layout,
-            row_topk=row_topk,
-            allow_non_finite=allow_non_finite,
-            ignore_fields=ignore_fields,
-        )
+        return official.read_checkpoint(path, options)
     if (path / own_format.CONFIG_FILE).exists():
         if olmoe.is_olmoe(read_json(path / olmoe.CONFIG_FILE), path / olmoe.CONFIG_FILE):
-            return olmoe.read_checkpoint(path, allow_non_finite=allow_non_finite, ignore_fields=ignore_fields)
-        return own_format.read_checkpoint(
-            path,
-            query_layout=query_layout,
-            row_topk=row_topk,
-            allow_non_finite=allow_non_finite,
-            ignore_fields=ignore_fields,
-        )
+            return olmoe.read_checkpoint(path, options)
+        return own_format.read_checkpoint(path, options)
     # A folder inside of a step: rank_0, model_and_optim, model.
     step = path.resolve().parent
     raise InputRejected(

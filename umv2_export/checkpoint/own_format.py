@@ -4,17 +4,17 @@ Tensor names are those of `tensor_shapes`, the released state dict's.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, validate_tensors
+from umv2_export.checkpoint.checkpoint import Checkpoint, CheckpointTensor, ReadOptions, validate_tensors
 from umv2_export.checkpoint.fields import identifier, without_ignored
 from umv2_export.checkpoint.safetensors_files import DTYPES, INDEX_FILE, WEIGHTS_FILE, map_tensors, weight_notes
-from umv2_export.config import ModelConfig, QueryLayout
+from umv2_export.config import ModelConfig
 from umv2_export.errors import InputRejected, Unsupported, located, shown
 from umv2_export.progress import Advance, Tracker, silent
 from umv2_export.records.forms import Fields, list_of, text
@@ -65,14 +65,7 @@ class TensorStream:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def read_checkpoint(
-    path: Path,
-    *,
-    query_layout: QueryLayout | None,
-    row_topk: int | None,
-    allow_non_finite: bool,
-    ignore_fields: Sequence[str] = (),
-) -> Checkpoint:
+def read_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     """Open a checkpoint in our format.
 
     Raises:
@@ -94,13 +87,13 @@ def read_checkpoint(
     if not isinstance(model, dict):
         raise InputRejected("section 'model' is missing", where=path / CONFIG_FILE)
     known = {field.name for field in fields(ModelConfig)}
-    model = without_ignored(model, ignore_fields, known, where=path / CONFIG_FILE)
+    model = without_ignored(model, options.ignore_fields, known, where=path / CONFIG_FILE)
     config = ModelConfig.from_dict(model, where=path / CONFIG_FILE)
     if config.memory.layers:
-        layout, kept = query_layout or config.memory.query_layout, row_topk or config.memory.row_topk
+        layout, kept = options.query_layout or config.memory.query_layout, options.row_topk or config.memory.row_topk
         config = replace(config, memory=replace(config.memory, query_layout=layout, row_topk=kept))
     mapped, files = map_tensors(path)
-    tensors = {name: CheckpointTensor(name, [tensor], allow_non_finite) for name, tensor in mapped.items()}
+    tensors = {name: CheckpointTensor(name, [tensor], options.allow_non_finite) for name, tensor in mapped.items()}
     with located(path):
         validate_tensors(config, tensors)
     with located(path / CONFIG_FILE):
@@ -114,7 +107,7 @@ def read_checkpoint(
         [path / CONFIG_FILE, *files],
         tokenizer_files(path),
         tokenizer=identifier(data.get("tokenizer")),
-        ignored_fields=[*ignored, *ignore_fields],
+        ignored_fields=[*ignored, *options.ignore_fields],
         notes=[*weight_notes(path), *never_added],
         never_added=never_added,
     )
