@@ -53,7 +53,7 @@ def compare_lookup_forms(
 
 
 def compare_topk_forms(device: str, name: str, *, batches: Sequence[int] = BATCHES) -> Iterator[Comparison]:
-    """Selection by radix against sorts.
+    """Programs that share a grid, where few tokens have one, against one program a token, and against sorts.
 
     Args:
         device: where.
@@ -66,5 +66,7 @@ def compare_topk_forms(device: str, name: str, *, batches: Sequence[int] = BATCH
         calls: list[tuple[Any, ...]] = [
             (*(torch.randn(shape, device=device) for shape in shapes), top, top) for _ in range(CALLS)
         ]
-        seconds, peer = replay_in_turns([[partial(run, *call) for call in calls] for run in (launch_topk, former_topk)])
-        yield Comparison(f"top-k of {name} / by sorts", tokens, seconds, peer, peer / seconds, 1.0)
+        runs = (launch_topk, partial(launch_topk, whole=True), former_topk)
+        seconds, *peers = replay_in_turns([[partial(run, *call) for call in calls] for run in runs])
+        for peer_name, peer in zip(("a program a token", "by sorts"), peers, strict=True):
+            yield Comparison(f"top-k of {name} / {peer_name}", tokens, seconds, peer, peer / seconds, 1.0)

@@ -1,4 +1,4 @@
-"""umv2::TuckerTopK on a GPU: one program retrieves the hits of one token and head.
+"""umv2::TuckerTopK on a GPU: a program retrieves the hits of one token and head, or several share their grid of cells.
 
 The highest of many scores are selected by radix: a histogram of 5 bits of the keys says in which of 32 bins the last
 one to be chosen lies, then of the next 5, until all keys of that bin are chosen, which takes seven times at the most.
@@ -15,7 +15,7 @@ block, X cells of these, B bins.
 import triton
 import triton.language as tl
 
-__all__ = ["tucker_topk_kernel"]
+__all__ = ["tucker_topk_kernel", "tucker_topk_merge_kernel"]
 
 BIN_BITS = tl.constexpr(5)
 BINS = tl.constexpr(32)
@@ -33,6 +33,7 @@ def tucker_topk_kernel(
     topk,
     addresses,
     scores,
+    keys,
     RANKS: tl.constexpr,
     CORES: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -42,15 +43,17 @@ def tucker_topk_kernel(
 ):
     """Top keys of each side by merged scores, then the top cells of their grid by Tucker scores.
 
-    Grid: (tokens, heads).
+    Grid: (tokens, heads, parts). Without parts the outputs are the op's. A part looks at BLOCK_I rows of the grid, and
+    `tucker_topk_merge_kernel` chooses among what the parts have chosen.
 
     Args:
         row_scores, col_scores: [T, H, N, R].
         u, v: [H, R].
         cores: [C, H, R, R].
         keys_per_side, row_topk, topk: N, M, K.
-        addresses: int64 [T, H*K].
-        scores: [T, H*K, C], in the dtype of row_scores.
+        addresses: int64 [T, H*K]; with parts [T, H, parts, K], -1 where a part has fewer cells.
+        scores: [T, H*K, C], in the dtype of row_scores; with parts [T, H, parts, K, C].
+        keys: with parts uint32 [T, H, parts, K], total scores in their order; or None.
         RANKS, CORES: R and C.
         BLOCK_N, BLOCK_I: keys, and rows of the grid, that are looked at together.
         BLOCK_M, BLOCK_K: powers of two, not below M and K.
@@ -64,6 +67,22 @@ def tucker_topk_kernel(
     row_M = _top_keys(own_rows, u + head * RANKS, keys_per_side, row_topk, RANKS, BLOCK_N, BLOCK_M)
     col_M = _top_keys(own_cols, v + head * RANKS, keys_per_side, row_topk, RANKS, BLOCK_N, BLOCK_M)
     folded_M = _folded(own_cols, col_M, own_cores, core_size, RANKS, CORES)
+
+    k = tl.arange(0, BLOCK_K)
+    if keys is not None:
+        part = tl.program_id(2)
+        key_X, live_X = _cell_keys(
+            own_rows, row_M, folded_M, part * BLOCK_I, row_topk, RANKS, CORES, BLOCK_I, BLOCK_M
+        )  # fmt: skip
+        chosen = tl.minimum(topk, tl.sum(live_X.to(tl.int32), 0))
+        place_K = tl.where(k < chosen, _chosen_places(key_X, live_X, chosen, BLOCK_K), 0)
+        output = ((token * heads + head) * tl.num_programs(2) + part) * topk + k
+        tl.store(keys + output, tl.gather(key_X, place_K, 0), mask=k < chosen)
+        _store_hits(
+            own_rows, own_cols, own_cores, row_M, col_M, part * BLOCK_I * BLOCK_M + place_K, output, k < chosen,
+            k < topk, core_size, keys_per_side, addresses, scores, RANKS, CORES, BLOCK_M,
+        )  # fmt: skip
+        return
 
     # The first block stays in registers; further ones are computed again in each pass.
     key_X, live_X = _cell_keys(own_rows, row_M, folded_M, 0, row_topk, RANKS, CORES, BLOCK_I, BLOCK_M)
@@ -83,19 +102,73 @@ def tucker_topk_kernel(
             more_X, there_X = _cell_keys(own_rows, row_M, folded_M, start, row_topk, RANKS, CORES, BLOCK_I, BLOCK_M)
             added_K, above, equal = _runs(more_X, there_X, threshold, left, above, equal, BLOCK_K)
             run_K += added_K
-    k = tl.arange(0, BLOCK_K)
     live_K = k < topk
     cell_K = tl.where(live_K, tl.cumsum(run_K, 0), 0)
+    _store_hits(
+        own_rows, own_cols, own_cores, row_M, col_M, cell_K, (token * heads + head) * topk + k, live_K, live_K,
+        core_size, keys_per_side, addresses, scores, RANKS, CORES, BLOCK_M,
+    )  # fmt: skip
+
+
+@triton.jit
+def tucker_topk_merge_kernel(
+    keys, part_addresses, part_scores, candidates, topk, addresses, scores,
+    CORES: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The hits of the highest keys among those that the parts of one token and head have chosen.
+
+    Parts follow each other as the rows of the grid do, so that of equal keys the lowest address comes first here too.
+    Grid: (tokens, heads).
+
+    Args:
+        keys: uint32 [T, H, X].
+        part_addresses: int64 [T, H, X], -1 where there is no hit.
+        part_scores: [T, H, X, C].
+        candidates, topk: X, K.
+        addresses: int64 [T, H*K].
+        scores: [T, H*K, C].
+        CORES: C.
+        BLOCK_X, BLOCK_K: powers of two, not below X and K; BLOCK_X at most 2**15.
+    """
+    place = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    x, k = tl.arange(0, BLOCK_X), tl.arange(0, BLOCK_K)
+    live_X = tl.load(part_addresses + place * candidates + x, mask=x < candidates, other=-1) >= 0
+    key_X = tl.load(keys + place * candidates + x, mask=live_X, other=0)
+    live_K = k < topk
+    hit_K = place * candidates + tl.where(live_K, _chosen_places(key_X, live_X, topk, BLOCK_K), 0)
+    output = place * topk + k
+    tl.store(addresses + output, tl.load(part_addresses + hit_K), mask=live_K)
+    for c in tl.static_range(CORES):
+        tl.store(scores + output * CORES + c, tl.load(part_scores + hit_K * CORES + c), mask=live_K)
+
+
+@triton.jit
+def _chosen_places(key_X, live_X, count, BLOCK_K: tl.constexpr):
+    """The places of the `count` highest keys of one block, in ascending order, int32 [BLOCK_K]."""
+    prefix, left = tl.full([], 0, dtype=tl.uint32), tl.full([], 0, dtype=tl.int32) + count
+    bits, open_bits = tl.full([], 0, dtype=tl.int32), tl.full([], 32, dtype=tl.int32)
+    while open_bits > 0:
+        prefix, left, bits, open_bits = _descend(_count(key_X, live_X, prefix, bits), prefix, left, bits)
+    run_K, _, _ = _runs(key_X, live_X, prefix << (32 - bits), left, 0, 0, BLOCK_K)
+    return tl.cumsum(run_K, 0)
+
+
+@triton.jit
+def _store_hits(
+    own_rows, own_cols, own_cores, row_M, col_M, cell_K, output, chosen_K, live_K, core_size, keys_per_side,
+    addresses, scores, RANKS: tl.constexpr, CORES: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Addresses and scores of chosen cells; -1 where a hit is live but none was chosen."""
     row_K = tl.gather(row_M, cell_K // BLOCK_M, 0)
     col_K = tl.gather(col_M, cell_K % BLOCK_M, 0)
-    output = (token * heads + head) * topk + k
-    tl.store(addresses + output, row_K.to(tl.int64) * keys_per_side + col_K, mask=live_K)
+    address_K = tl.where(chosen_K, row_K.to(tl.int64) * keys_per_side + col_K, -1)
+    tl.store(addresses + output, address_K, mask=live_K)
     folded_K = _folded(own_cols, col_K, own_cores, core_size, RANKS, CORES)
     for c in tl.static_range(CORES):
-        score_K = tl.zeros([BLOCK_K], dtype=tl.float32)
+        score_K = tl.zeros(cell_K.shape, dtype=tl.float32)
         for r in tl.static_range(RANKS):
             score_K += tl.load(own_rows + row_K * RANKS + r).to(tl.float32) * folded_K[c * RANKS + r]
-        tl.store(scores + output * CORES + c, score_K.to(scores.dtype.element_ty), mask=live_K)
+        tl.store(scores + output * CORES + c, score_K.to(scores.dtype.element_ty), mask=chosen_K)
 
 
 @triton.jit

@@ -5,7 +5,9 @@ import json
 import os
 import re
 import signal
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +21,18 @@ from umv2_export.gpu import ahead_of_time
 from umv2_export.gpu.ahead_of_time import (
     ARCHITECTURES,
     COMPILER_MEMORY,
+    _prepare,
     _without_scratch,
     build_kernels,
+    compile_variant,
     compiled_for,
     compiler_processes,
 )
 from umv2_export.gpu.archive import ARCHIVE_FILE
+from umv2_export.gpu.arguments import Argument
 from umv2_export.gpu.index import INDEX_FILE, read_index
 from umv2_export.gpu.lookup_variants import LookupVariant, lookup_variant, sum_variant
-from umv2_export.gpu.topk_variants import TopkVariant, topk_variant
+from umv2_export.gpu.topk_variants import TopkVariant, part_variant, topk_variant
 
 if TYPE_CHECKING:
     from umv2_export.gpu.variants import Variant
@@ -82,6 +87,47 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
         for entry in json.loads((folder / name / INDEX_FILE).read_text())["kernels"]:
             entries.append(entry | {"folder": folder / name})
     return folder, entries
+
+
+@dataclass(frozen=True)
+class PartVariant(TopkVariant):
+    """Programs that share a grid; only PyTorch launches them."""
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return [*super().arguments, Argument("keys", "output", "u32", 16)]
+
+
+@dataclass(frozen=True)
+class MergeVariant(TopkVariant):
+    """The choice among what they found, of 1B/7B."""
+
+    kernel = "tucker_topk_merge_kernel"
+
+    @property
+    def arguments(self) -> list[Argument]:
+        pointers = {"keys": "u32", "part_addresses": "i64", "part_scores": "fp32"}
+        return [
+            *(Argument(name, "input", dtype, 16) for name, dtype in pointers.items()),
+            *(Argument(name, "size", "int32", 1) for name in ("candidates", "topk")),
+            *(Argument(name, "output", dtype, 16) for name, dtype in (("addresses", "i64"), ("scores", "fp32"))),
+        ]
+
+    @property
+    def constants(self) -> dict[str, int | bool]:
+        return {"CORES": self.cores, "BLOCK_X": 2048, "BLOCK_K": self.block_k}
+
+
+@pytest.mark.parametrize("kind", [PartVariant, MergeVariant])
+def test_programs_that_share_a_grid_spill_no_registers(kind: type[TopkVariant], tmp_path: Path) -> None:
+    whole = topk_variant(torch.float32, ranks=2, cores=2, row_topk=128, topk=128)
+    shared = part_variant(whole, retrievals=1, row_topk=128, topk=128)
+    assert shared is not None
+    variant = kind(**asdict(shared[0]))
+    # In a process of its own, for tests run in Triton's interpreter.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_prepare) as pool:
+        kernels = [pool.submit(compile_variant, variant, name, tmp_path) for name in ("8.6", "9.0", "12.0")]
+        assert {kernel.result().spill_bytes for kernel in kernels} == {0}
 
 
 def test_no_kernel_spills_registers(built: tuple[Path, list[dict[str, Any]]]) -> None:

@@ -15,6 +15,7 @@ from tests.ops.test_tucker_topk import ATOL, NAMES, assert_same_hits, inputs
 from umv2_export.errors import Unsupported
 from umv2_export.gpu.launch import Form, launch_lookup, launch_topk, shares_rows
 from umv2_export.gpu.lookup_variants import SPLIT_PROGRAMS, lookup_variant
+from umv2_export.gpu.topk_variants import part_variant, topk_variant
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -152,9 +153,9 @@ def test_hits_are_taken_by_row_where_tokens_share_rows() -> None:
     assert shares_rows(hits=32_768 * 32, rows=129_600)
 
 
-def topk_launched(feed: dict[str, Any], row_topk: int, topk: int) -> list[Any]:
+def topk_launched(feed: dict[str, Any], row_topk: int, topk: int, *, whole: bool = False) -> list[Any]:
     tensors = [torch.from_numpy(feed[name]).to(DEVICE) for name in NAMES]
-    outputs = launch_topk(tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], row_topk, topk)
+    outputs = launch_topk(tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], row_topk, topk, whole=whole)
     return [output.cpu().numpy() for output in outputs]
 
 
@@ -238,8 +239,34 @@ def lowest_addresses(feed: dict[str, Any], row_topk: int, topk: int) -> Any:
 )
 def test_of_equal_scores_the_lowest_addresses_win(keys: int, row_topk: int, topk: int, cores: int) -> None:
     feed = tied_feed(tokens=2, heads=1, keys=keys, cores=cores)
-    addresses, _ = topk_launched(feed, row_topk, topk)
-    np.testing.assert_array_equal(np.sort(addresses), lowest_addresses(feed, row_topk, topk))
+    for whole in (False, True):
+        addresses, _ = topk_launched(feed, row_topk, topk, whole=whole)
+        np.testing.assert_array_equal(np.sort(addresses), lowest_addresses(feed, row_topk, topk))
+
+
+# Cells of a part: 8 rows of 70 columns, and 6 rows in the last one; 16 rows of 40, 8 in the last, which are fewer hits
+# than are chosen in all.
+@pytest.mark.parametrize(("row_topk", "topk"), [(70, 90), (40, 400)])
+def test_programs_that_share_a_grid_find_what_one_program_finds(row_topk: int, topk: int) -> None:
+    whole = topk_variant(torch.float32, ranks=2, cores=2, row_topk=row_topk, topk=topk)
+    assert part_variant(whole, retrievals=4, row_topk=row_topk, topk=topk) is not None
+    feed = inputs(tokens=2, heads=2, keys=90)
+    for ours, one in zip(
+        topk_launched(feed, row_topk, topk), topk_launched(feed, row_topk, topk, whole=True), strict=True
+    ):
+        np.testing.assert_array_equal(ours, one)
+
+
+def test_a_grid_is_shared_where_few_tokens_have_a_large_one() -> None:
+    def parts(row_topk: int, retrievals: int, topk: int = 8) -> int:
+        whole = topk_variant(torch.float32, ranks=2, cores=2, row_topk=row_topk, topk=topk)
+        shared = part_variant(whole, retrievals=retrievals, row_topk=row_topk, topk=topk)
+        return 1 if shared is None else shared[1]
+
+    assert [parts(row_topk, 1) for row_topk in (1, 32, 33, 64, 128, 130)] == [1, 1, 3, 4, 16, 33]
+    assert [parts(128, retrievals) for retrievals in (1, 131, 132, 4096)] == [16, 16, 1, 1]
+    # Places of all candidates are counted in 16 bits.
+    assert [parts(128, 1, topk) for topk in (2048, 2049)] == [16, 1]
 
 
 def test_nan_ranks_with_minus_infinity() -> None:

@@ -10,14 +10,15 @@ from typing import Any, Literal
 import torch
 
 from umv2_export.errors import Unsupported
+from umv2_export.gpu.arguments import power_of_two
 from umv2_export.gpu.lookup_variants import LookupVariant, is_gelu, lookup_variant, sum_variant
-from umv2_export.gpu.topk_variants import MAX_ADDRESSES, topk_variant
+from umv2_export.gpu.topk_variants import MAX_ADDRESSES, part_variant, topk_variant
 from umv2_export.kernels.triton.memory_lookup import (
     memory_lookup_by_row_kernel,
     memory_lookup_kernel,
     memory_lookup_sum_kernel,
 )
-from umv2_export.kernels.triton.tucker_topk import tucker_topk_kernel
+from umv2_export.kernels.triton.tucker_topk import tucker_topk_kernel, tucker_topk_merge_kernel
 
 __all__ = ["Form", "launch_lookup", "launch_topk", "shares_rows"]
 
@@ -37,8 +38,10 @@ def launch_topk(
     cores: torch.Tensor,
     row_topk: int,
     topk: int,
+    *,
+    whole: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `umv2_export.ops.tucker_topk`.
+    """As `umv2_export.ops.tucker_topk`; `whole`: by one program a token and head, however few there are.
 
     Raises:
         Unsupported: a side has more keys than the kernel tells apart.
@@ -51,17 +54,29 @@ def launch_topk(
     variant = topk_variant(row_scores.dtype, ranks=ranks, cores=len(cores), row_topk=row_topk, topk=topk)
     addresses = row_scores.new_empty((tokens, heads * topk), dtype=torch.int64)
     scores = row_scores.new_empty((tokens, heads * topk, len(cores)))
-    if tokens and heads:
+    if not tokens or not heads:
+        return addresses, scores
+    shared = None if whole else part_variant(variant, retrievals=tokens * heads, row_topk=row_topk, topk=topk)
+    inputs = [tensor.contiguous() for tensor in (row_scores, col_scores, u, v, cores)]
+    if shared is None:
         tucker_topk_kernel[tokens, heads](
-            *(tensor.contiguous() for tensor in (row_scores, col_scores, u, v, cores)),
-            keys_per_side,
-            row_topk,
-            topk,
-            addresses,
-            scores,
-            **variant.constants,
-            num_warps=variant.num_warps,
-        )
+            *inputs, keys_per_side, row_topk, topk, addresses, scores, None,
+            **variant.constants, num_warps=variant.num_warps,
+        )  # fmt: skip
+        return addresses, scores
+    variant, parts = shared
+    candidates = (tokens, heads, parts * topk)
+    part_addresses = addresses.new_empty(candidates)
+    part_scores = scores.new_empty((*candidates, len(cores)))
+    keys = torch.empty(candidates, dtype=torch.uint32, device=scores.device)
+    tucker_topk_kernel[tokens, heads, parts](
+        *inputs, keys_per_side, row_topk, topk, part_addresses, part_scores, keys,
+        **variant.constants, num_warps=variant.num_warps,
+    )  # fmt: skip
+    tucker_topk_merge_kernel[tokens, heads](
+        keys, part_addresses, part_scores, parts * topk, topk, addresses, scores,
+        CORES=len(cores), BLOCK_X=max(2, power_of_two(parts * topk)), BLOCK_K=variant.block_k, num_warps=8,
+    )  # fmt: skip
     return addresses, scores
 
 

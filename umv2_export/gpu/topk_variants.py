@@ -1,15 +1,26 @@
 """Variants of TuckerTopK on a GPU: what is fixed when one is compiled, and how it is called."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from umv2_export.gpu.arguments import ELEMENTS, Argument, power_of_two
 
-__all__ = ["MAX_ADDRESSES", "TopkVariant", "topk_variant"]
+__all__ = ["MAX_ADDRESSES", "TopkVariant", "part_variant", "topk_variant"]
 
 # Of a top-k: a hit travels in 31 bits beside its score.
 MAX_ADDRESSES = 2**31
+
+
+# Cells of a program where several share a grid. One program takes 1024 cells in one block: 227M/1.2B has no more.
+PART_CELLS = 1024
+
+# Retrievals from which one program each is enough: one for each of the 132 multiprocessors of an H100. Parts find the
+# keys of the sides again, each for itself.
+PART_RETRIEVALS = 132
+
+# Of all parts; their places are counted in 16 bits.
+MAX_CANDIDATES = 2**15
 
 
 @dataclass(frozen=True)
@@ -87,3 +98,19 @@ def topk_variant(scores_dtype: torch.dtype, *, ranks: int, cores: int, row_topk:
         block_k=block_k,
         num_warps=4 if cells <= 1024 else 8,
     )
+
+
+def part_variant(whole: TopkVariant, *, retrievals: int, row_topk: int, topk: int) -> tuple[TopkVariant, int] | None:
+    """The variant whose programs share the grid of a token and head, and how many; None where one program is enough.
+
+    Args:
+        whole: the variant of one program.
+        retrievals: tokens times heads.
+        row_topk: of the node.
+        topk: of the node.
+    """
+    block_i = max(1, PART_CELLS // whole.block_m)
+    parts = -(-row_topk // block_i)
+    if retrievals >= PART_RETRIEVALS or parts == 1 or power_of_two(parts * topk) > MAX_CANDIDATES:
+        return None
+    return replace(whole, block_i=block_i, num_warps=4), parts
