@@ -9,6 +9,7 @@ import numpy as np
 from umv2_export.bench.traffic import Hits, hits_of
 from umv2_export.bundle import Bundle
 from umv2_export.errors import InvalidRequest
+from umv2_export.interface import Inner
 from umv2_export.runtimes import Runtime, StepInput, empty_cache
 from umv2_export.runtimes.base import Array
 
@@ -19,7 +20,7 @@ TRACED_TOKENS = 1024
 
 LONGER = "pass a longer --text"
 
-KEPT_PROBES = ("addresses.", "router_logits.", "normed.")
+KEPT_PROBES = (Inner.ADDRESSES, Inner.ROUTER_LOGITS, Inner.NORMED)
 
 # 2 MB of text: 256 sequences of 64 tokens and more in any tokenizer.
 TEXT_BYTES = 2 * 2**20
@@ -88,7 +89,7 @@ def record_routing(runtime: Runtime, bundle: Bundle, ids: Array, *, sequences: i
         chunk = prompts[start : start + size]
         output = runtime.run(StepInput(chunk, np.ones_like(chunk), empty_cache(config, len(chunk))), probe=True)
         for name, probe in output.probes.items():
-            if name.startswith(KEPT_PROBES):
+            if Inner.of(name) in KEPT_PROBES:
                 probes.setdefault(name, []).append(probe.reshape(len(chunk), length, -1)[:, -1].copy())
         for kept, made in zip(past, output.present, strict=True):
             for target, source in zip(kept, made, strict=True):

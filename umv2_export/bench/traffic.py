@@ -96,8 +96,8 @@ def hits_of(bundle: Bundle, token_ids: Array, probes: Mapping[str, Array]) -> Hi
     """
     config = bundle.config
     tokens = int(token_ids.size)
-    layers = [probes[f"addresses.{j}"] for j in range(config.memory.layers)]
-    routers = [probes[f"router_logits.{i}"] for i in range(config.num_layers if config.experts else 0)]
+    layers = [probes[Inner.ADDRESSES.at(j)] for j in range(config.memory.layers)]
+    routers = [probes[Inner.ROUTER_LOGITS.at(i)] for i in range(config.num_layers if config.experts else 0)]
     if any(len(probe) != tokens for probe in (*layers, *routers)):
         raise InvalidRequest(f"probes are not of {tokens} tokens")
     maps = _address_maps(bundle) if config.memory.has_address_map else [None] * len(layers)
