@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt cli.py $(NATIVE)
 
 demo: $(STAMP)
 	$(BIN)/python -m samples.01_export_and_prove
-	$(BIN)/python -m samples.04_trained_models
+	$(BIN)/python -m samples.04_trained_models --small
 
 # Two processes, each with whole files: fixtures of a module are made once.
 test: $(STAMP)

@@ -12,6 +12,7 @@ import numpy as np
 from umv2_export.bundle import Bundle
 from umv2_export.dtypes import torch_dtype
 from umv2_export.errors import InvalidRequest
+from umv2_export.interface import Inner
 from umv2_export.runtimes.base import Array
 
 __all__ = ["Hits", "Traffic", "count_traffic", "density", "expected_hits", "hits_of"]
