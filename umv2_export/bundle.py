@@ -91,6 +91,8 @@ class Manifest:
         parameters: total, dense, keys, rows, experts, activated.
         bytes: stored bytes by kind: dense, keys, map, rows, router, experts.
         files: name -> size and sha256, of every file but the manifest.
+        cache: `growing`, or `static`: of fixed length and written in place. The file does not name a growing one: tools
+            that know no other refuse a bundle with this field.
     """
 
     tool_version: str
@@ -112,10 +114,14 @@ class Manifest:
     parameters: Mapping[str, int]
     bytes: Mapping[str, int]
     files: Mapping[str, Mapping[str, Any]]
+    cache: str = "growing"
 
     def write(self, folder: Path) -> None:
         """Write manifest.json; the last file of a bundle."""
-        DOCUMENT.write(folder, dataclasses.asdict(self))
+        fields = dataclasses.asdict(self)
+        if self.cache == "growing":
+            del fields["cache"]
+        DOCUMENT.write(folder, fields)
 
 
 _SIZE = integer(0)
@@ -154,6 +160,7 @@ SCHEMA = forms_of(
     ),
     bytes=record(dict.fromkeys(("dense", "keys", "map", "rows", "router", "experts"), _SIZE)),
     files=mapping(record({"size": _SIZE, "sha256": text})),
+    cache=one_of("growing", "static"),
 )
 
 
@@ -199,7 +206,7 @@ class Bundle:
             InputRejected: it is no bundle, or a file is missing, cut, or leads out of the folder.
         """
         self.path = path
-        self.manifest = Manifest(**DOCUMENT.read(path, SCHEMA))
+        self.manifest = Manifest(**DOCUMENT.read(path, SCHEMA, optional=["cache"]))
         self.config = ModelConfig.from_dict(self.manifest.config, where=path / MANIFEST_FILE)
         for name, facts in self.manifest.files.items():
             size = inside(path, name).stat().st_size
@@ -226,6 +233,10 @@ class Bundle:
             if not agrees:
                 raise InputRejected(f"field {field!r} contradicts the configuration", where=where)
         check_manifest_values(manifest.inputs, manifest.outputs, config, manifest.dtype, where=where)
+        # Logits are the first output, ids and mask the first inputs.
+        of_one_length = manifest.inputs[2]["axes"] == manifest.outputs[1]["axes"]
+        if of_one_length != (manifest.cache == "static"):
+            raise InputRejected(f"field 'cache' is {manifest.cache!r}, and its axes are not of one", where=where)
 
     @property
     def model_file(self) -> Path:

@@ -8,7 +8,8 @@ import numpy as np
 
 from umv2_export.config import ModelConfig
 from umv2_export.errors import InvalidRequest
-from umv2_export.runtimes import Runtime, StepInput, empty_cache
+from umv2_export.runtimes import Runtime
+from umv2_export.runtimes.decoding import open_decoder
 from umv2_export.tokenizer import outside_vocabulary
 
 __all__ = ["Generation", "generate_greedily"]
@@ -36,11 +37,14 @@ def generate_greedily(
     max_new_tokens: int,
     *,
     stop_at_eos: bool = True,
+    cache_length: int | None = None,
 ) -> Generation:
     """Continue a prompt with the best token each time, until an end-of-sequence token or the limit.
 
     Raises:
-        InvalidRequest: the prompt is empty or holds ids outside the vocabulary.
+        InvalidRequest: the prompt is empty or holds ids outside the vocabulary, or the cache is too short for it and
+            what comes after.
+        EnvironmentUnfit: memory does not hold the cache.
     """
     if not prompt_ids:
         raise InvalidRequest("the prompt is empty")
@@ -48,15 +52,21 @@ def generate_greedily(
     if bad is not None:
         raise InvalidRequest(f"prompt id {bad} is outside the vocabulary of {config.vocab_size}")
     ids = np.array([list(prompt_ids)], dtype=np.int64)
-    past = empty_cache(config, 1)
+    positions = len(prompt_ids) + max_new_tokens - 1
+    if cache_length is not None and positions > cache_length:
+        raise InvalidRequest(
+            f"a prompt of {len(prompt_ids)} tokens and {max_new_tokens} new ones take {positions} positions, the cache "
+            f"has {cache_length}",
+            fix="raise --cache-length, or lower --max-new-tokens",
+        )
+    decoder = open_decoder(runtime, config, 1, cache_length or positions)
     length, tokens, times = 0, list[int](), list[float]()
     while len(tokens) < max_new_tokens:
         length += ids.shape[1]
         started = time.perf_counter()
-        output = runtime.run(StepInput(ids, np.ones((1, length), dtype=np.int64), past))
+        logits = decoder.step(ids, np.ones((1, length), dtype=np.int64))
         times.append((time.perf_counter() - started) * 1e3)
-        past = output.present
-        token = int(output.logits[0, -1, : config.vocab_size].argmax())
+        token = int(logits[0, -1, : config.vocab_size].argmax())
         tokens.append(token)
         if stop_at_eos and token in config.end_tokens:
             break

@@ -16,6 +16,7 @@ __all__ = [
     "LOGITS",
     "GraphValue",
     "Inner",
+    "cache_names",
     "cache_of",
     "feed",
     "graph_inputs",
@@ -28,6 +29,9 @@ __all__ = [
 
 INPUT_IDS, ATTENTION_MASK, LOGITS = "input_ids", "attention_mask", "logits"
 _PAST, _PRESENT = "past_key_values", "present"
+
+# The axis of positions in a cache of fixed length.
+_STATIC = "max_length"
 
 # As ONNX calls them.
 _ELEMENTS = {"fp32": "float", "fp16": "float16", "bf16": "bfloat16"}
@@ -49,22 +53,23 @@ class GraphValue(NamedTuple):
     axes: tuple[str | int, ...]
 
 
-def graph_inputs(config: ModelConfig, dtype: str) -> list[GraphValue]:
+def graph_inputs(config: ModelConfig, dtype: str, cache: str = "growing") -> list[GraphValue]:
     """Inputs of the graph, in order.
 
     Args:
         config: the model.
         dtype: fp32, fp16 or bf16, of the cache.
+        cache: growing, or static for one of fixed length that is written in place.
     """
     ids = GraphValue(INPUT_IDS, "int64", ("batch", "sequence"))
     mask = GraphValue(ATTENTION_MASK, "int64", ("batch", "total_sequence"))
-    return [ids, mask, *_cache(config, dtype, _PAST, "past_sequence")]
+    return [ids, mask, *_cache(config, dtype, _PAST, _STATIC if cache == "static" else "past_sequence")]
 
 
-def graph_outputs(config: ModelConfig, dtype: str) -> list[GraphValue]:
+def graph_outputs(config: ModelConfig, dtype: str, cache: str = "growing") -> list[GraphValue]:
     """Outputs of the graph, in order; logits are in fp32."""
     logits = GraphValue(LOGITS, "float", ("batch", "sequence", config.embedding_size))
-    return [logits, *_cache(config, dtype, _PRESENT, "past_sequence + sequence")]
+    return [logits, *_cache(config, dtype, _PRESENT, _STATIC if cache == "static" else "past_sequence + sequence")]
 
 
 def _cache(config: ModelConfig, dtype: str, prefix: str, length: str) -> list[GraphValue]:
@@ -81,6 +86,12 @@ def _key_value(prefix: str, block: int) -> tuple[str, str]:
 def feed(input_ids: Tensor, attention_mask: Tensor, past: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """The inputs of one forward by name; `past` holds keys and values of every block."""
     return {INPUT_IDS: input_ids, ATTENTION_MASK: attention_mask, **_named(_PAST, past)}
+
+
+def cache_names(blocks: int) -> list[tuple[str, str]]:
+    """Past and present of every tensor of the cache: an input and an output that may share a buffer."""
+    pairs = (zip(_key_value(_PAST, i), _key_value(_PRESENT, i), strict=True) for i in range(blocks))
+    return [pair for block in pairs for pair in block]
 
 
 def cache_of(outputs: Mapping[str, Tensor], blocks: int) -> list[tuple[Tensor, Tensor]]:

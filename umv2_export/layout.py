@@ -97,6 +97,7 @@ class FoldedForm:
         dtype: of dense weights and cache; Tucker cores and vectors stay fp32.
         key_dtype: of the keys.
         moe_form: of experts: standard (each expert by itself) or contrib (stacks).
+        cache: growing, or static: of fixed length and written in place.
     """
 
     config: ModelConfig
@@ -104,6 +105,7 @@ class FoldedForm:
     dtype: torch.dtype
     key_dtype: torch.dtype
     moe_form: str = "standard"
+    cache: str = "growing"
 
     def shards(self) -> list[Shard]:
         """Every part of every table, in the order of the files."""

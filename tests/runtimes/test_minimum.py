@@ -50,6 +50,7 @@ def test_env_offers_no_runtime_that_is_too_old(monkeypatch: pytest.MonkeyPatch) 
         (("--opset", "23"), "1.23.0"),
         (("--opset", "24"), "1.24.1"),
         (("--moe-form", "contrib"), "1.23.1"),
+        (("--cache", "static"), "1.22.0"),
         (("--moe-form", "contrib", "--opset", "24"), "1.24.1"),
     ],
     ids=str,

@@ -32,6 +32,7 @@ BUNDLES = {
     "memory, inlined": (("v2_shared_ring", "--inline-functions", "--shard-size", "30KB"), (STOCK,), "1.20.0"),
     "memory, fp16": (("v2_shared_ring", "--dtype", "fp16", "--table-dtype", "bf16"), (STOCK, NATIVE), "1.21.0"),
     "memory, opset 23": (("v2_per_rank", "--table-dtype", "bf16", "--opset", "23"), (STOCK, NATIVE), "1.23.0"),
+    "memory, static cache": (("v2_shared_ring", "--cache", "static"), (STOCK, NATIVE), "1.22.0"),
     "experts": (("olmoe",), (STOCK,), "1.20.0"),
     "experts, contrib": (("olmoe", "--moe-form", "contrib"), (STOCK,), "1.23.1"),
 }

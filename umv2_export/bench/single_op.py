@@ -9,7 +9,8 @@ import onnx_ir as ir
 from onnx import parser
 
 from umv2_export.ops import DOMAIN, VERSION, ExpertsSignature, KeyScoresSignature, LookupSignature
-from umv2_export.ops.experts import CONTRIB_DOMAIN, contrib_attributes
+from umv2_export.ops.domain import CONTRIB_DOMAIN
+from umv2_export.ops.experts import contrib_attributes
 from umv2_export.ops.tucker_topk import function_body as tucker_topk_body
 
 __all__ = [

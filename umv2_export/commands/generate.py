@@ -22,6 +22,11 @@ __all__ = ["generate"]
 @click.option(
     "--max-new-tokens", type=click.IntRange(1, MOST_TOKENS), default=32, show_default=True, help="Most tokens to add."
 )
+@click.option(
+    "--cache-length",
+    type=click.IntRange(1, MOST_TOKENS),
+    help="Positions of a static cache; default: as many as prompt and new tokens need.",
+)
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
 @tokenizer_option
 @click.option(
@@ -36,6 +41,7 @@ def generate(
     prompt: str | None,
     prompt_ids: tuple[int, ...] | None,
     max_new_tokens: int,
+    cache_length: int | None,
     ignore_eos: bool,
     tokenizer: Path | None,
     runtime: str,
@@ -59,6 +65,9 @@ def generate(
         refuse_flags(["device"], f"the runtime {runtime} does not compute in PyTorch")
     choice = choose_engine([runtime], engine, trust=trust_engine, plugin_library=plugin_library)
     opened = Bundle(bundle)
+    if opened.manifest.cache == "growing" or runtime == "torch":
+        why = "the runtime torch has" if runtime == "torch" else "the bundle has"
+        refuse_flags(["cache_length"], f"{why} a cache that grows", where=bundle)
     if opened.layout.rows == 0:
         refuse_flags(["preload"], "the model has no tables", where=bundle)
     words = None
@@ -75,6 +84,7 @@ def generate(
         prompt_ids or (),
         max_new_tokens,
         stop_at_eos=not ignore_eos,
+        cache_length=cache_length,
     )
     text = None if words is None else words.decode(result.token_ids)
     if as_json:

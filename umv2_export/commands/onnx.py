@@ -50,6 +50,13 @@ DTYPES = ("fp32", "fp16", "bf16")
     help="Experts in standard ops, or as com.microsoft::MoE, which ONNX Runtime alone runs.",
 )
 @click.option(
+    "--cache",
+    type=click.Choice(("growing", "static")),
+    default="growing",
+    show_default=True,
+    help="static: keys and values of fixed length, written in place. ONNX Runtime on a CPU alone runs it.",
+)
+@click.option(
     "--target",
     type=click.Choice(("any", "gpu")),
     default="any",
@@ -81,6 +88,7 @@ def onnx(
     key_dtype: str,
     table_dtype: str,
     moe_form: str,
+    cache: str,
     target: str,
     opset: int,
     shard_size: int,
@@ -113,7 +121,7 @@ def onnx(
             "--no-validate skips the check" if no_validate else "a bf16 bundle runs on GPUs, and is not validated here"
         )
         refuse_flags(["atol", "rtol"], why)
-    options = ExportOptions(dtype, key_dtype, table_dtype, moe_form, opset, shard_size, inline_functions, target)
+    options = ExportOptions(dtype, key_dtype, table_dtype, moe_form, cache, opset, shard_size, inline_functions, target)
     plan = plan_export(source, options)
     if dry_run:
         require_free_space(output, plan.disk_bytes)
@@ -176,6 +184,8 @@ def print_export(bundle: "Bundle", parity: "ParityReport | None") -> None:
     stored = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in manifest.bytes.items() if size)
     retrieval = [f"keys {manifest.key_dtype}", f"tables {manifest.table_dtype}"] if bundle.config.memory.layers else []
     facts = [f"dense {manifest.dtype}", *retrieval, f"opset {manifest.opset}"]
+    if manifest.cache == "static":
+        facts.append("static cache")
     facts.append(f"for ONNX Runtime {manifest.min_onnxruntime} or later")
     if bundle.config.memory.query_per_rank and bundle.config.memory.layers:
         facts.append(f"query layout {manifest.query_layout}")

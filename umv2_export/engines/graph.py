@@ -20,6 +20,11 @@ from umv2_export.system.files import inside
 __all__ = ["Graph", "check_graph", "read_graph", "write_graph"]
 
 _FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16")
+# What to do instead of building an op.
+_ALTERNATIVES = {
+    "MoE": "models of experts run in ONNX Runtime",
+    "GroupQueryAttention": "export with --cache growing: a static cache is for ONNX Runtime on a CPU",
+}
 _DTYPES = (*_FLOATS, "INT64", "INT32", "INT8", "UINT8", "BOOL")
 
 
@@ -96,7 +101,7 @@ def check_graph(model: ir.Model, where: Path, backend: Backend) -> None:
                 f"op {node.domain}::{node.op_type} of node {node.name!r}",
                 where=where,
                 why=f"it is no standard op, has no body in the file, and {backend.title} has no plugin for it",
-                fix="models of experts run in ONNX Runtime" if node.op_type == "MoE" else None,
+                fix=_ALTERNATIVES.get(node.op_type),
             )
         if node.op_type in backend.missing_ops:
             raise Unsupported(

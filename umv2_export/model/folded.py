@@ -192,7 +192,9 @@ def folded_model(form: FoldedForm) -> LanguageModel:
     try:
         memory_layer = partial(FoldedMemoryLayer, layout=form.layout, key_dtype=form.key_dtype)
         experts = ExpertStack if form.moe_form == "contrib" else Experts
-        model = LanguageModel(form.config, memory_layer, FoldedPool(form.layout), experts)
+        model = LanguageModel(
+            form.config, memory_layer, FoldedPool(form.layout), experts, static_cache=form.cache == "static"
+        )
     finally:
         torch.set_default_dtype(default)
     return model.eval().requires_grad_(False)

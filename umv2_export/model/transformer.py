@@ -16,6 +16,7 @@ from umv2_export.interface import Inner, inner_names
 from umv2_export.model.experts import Experts
 from umv2_export.model.memory import MemoryLayer, MemoryPool, ReferenceMemoryLayer
 from umv2_export.model.norm import RMSNorm
+from umv2_export.ops import static_attention
 
 __all__ = ["KeyValue", "LanguageModel", "ModelOutput", "empty_past", "reference_model"]
 
@@ -49,10 +50,12 @@ class LanguageModel(nn.Module):
         memory_layer: Callable[[ModelConfig, int], MemoryLayer],
         pool: nn.Module,
         experts: Callable[[ModelConfig], nn.Module] = Experts,
+        *,
+        static_cache: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
-        self.transformer = Transformer(config, memory_layer, pool, experts)
+        self.transformer = Transformer(config, memory_layer, pool, experts, static_cache=static_cache)
 
     def forward(
         self,
@@ -67,7 +70,8 @@ class LanguageModel(nn.Module):
         Args:
             input_ids: int64 [B, S].
             attention_mask: int64 [B, past + S]; 0 marks padding, on the left.
-            past: per block, rotated keys and values [B, H, past, head_size].
+            past: per block, rotated keys and values [B, H, past, head_size]; a static cache is of any length that
+                holds past + S.
             forced_addresses: per memory layer, virtual addresses int64 [B*S, hits] to use instead of the top-k ones.
             given: inner values by the names of the graph (`hidden.0`) from which the parts behind them go on; the
                 output still holds what was computed in their place.
@@ -85,12 +89,14 @@ class Transformer(nn.Module):
         memory_layer: Callable[[ModelConfig, int], MemoryLayer],
         pool: nn.Module,
         experts: Callable[[ModelConfig], nn.Module],
+        *,
+        static_cache: bool,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.static_cache = config, static_cache
         d = config.hidden_size
         self.wte = nn.Embedding(config.embedding_size, d)
-        self.blocks = nn.ModuleList(Block(config, experts) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config, experts, static_cache=static_cache) for _ in range(config.num_layers))
         self.mem_blocks = nn.ModuleList(memory_layer(config, j) for j in range(config.memory.layers))
         self.full_memory_layer = pool
         self.ln_f = RMSNorm(d, config.norm_eps)
@@ -112,7 +118,9 @@ class Transformer(nn.Module):
             return computed if given is None else given.get(name, computed)
 
         x_BSD = self.wte(input_ids_BS)
-        positions = Positions(attention_mask_BT, input_ids_BS.shape[1], self.config, x_BSD.dtype)
+        positions = Positions(
+            attention_mask_BT, input_ids_BS.shape[1], self.config, x_BSD.dtype, 2 if self.static_cache else 1
+        )
         present = []
         pending: dict[int, torch.Tensor] = {}
         for i, block in enumerate(cast("Iterable[Block]", self.blocks)):
@@ -150,8 +158,9 @@ class Transformer(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention, and SwiGLU or experts; a memory layer that reads the same normed input stands beside it."""
 
-    def __init__(self, config: ModelConfig, experts: Callable[[ModelConfig], nn.Module]) -> None:
+    def __init__(self, config: ModelConfig, experts: Callable[[ModelConfig], nn.Module], *, static_cache: bool) -> None:
         super().__init__()
+        self.static_cache = static_cache
         d, self.heads, self.head_size = config.hidden_size, config.num_heads, config.head_size
         self.kv_heads, self.qk_norm, self.clip_qkv = config.kv_heads, config.qk_norm, config.clip_qkv
         kv_size = self.kv_heads * self.head_size
@@ -174,16 +183,29 @@ class Block(nn.Module):
     def attention(self, x_BSD: torch.Tensor, positions: "Positions", past: KeyValue) -> tuple[torch.Tensor, KeyValue]:
         """What attention adds to the residual stream, and the cache with the new positions."""
         batch, sequence = x_BSD.shape[:2]
-        q, k, v_BHSD = (
-            part.reshape(batch, sequence, -1, self.head_size).transpose(1, 2)
+        parts = (
+            part.reshape(batch, sequence, -1, self.head_size)
             for part in self.queries_keys_values(self.attn_norm(x_BSD))
         )
+        q, k, v = parts if self.static_cache else (part.transpose(1, 2) for part in parts)
         if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
-        q_BHSD, k_BHSD = positions.rotate(q), positions.rotate(k)
+        q, k = positions.rotate(q), positions.rotate(k)
+        if self.static_cache:
+            q_BSX, k_BSX, v_BSX = q.flatten(2), k.flatten(2), v.flatten(2)
+            out_BSD, *present = static_attention(q_BSX, k_BSX, v_BSX, *past, positions.bias_B1ST)
+            return self.attn_out(out_BSD), (present[0], present[1])
+        out_BHSD, key_value = self.attend(q, k, v, past, positions.bias_B1ST)
+        out_BSD = out_BHSD.transpose(1, 2).reshape(batch, sequence, -1)
+        return self.attn_out(out_BSD), key_value
+
+    def attend(
+        self, q_BHSD: torch.Tensor, k_BHSD: torch.Tensor, v_BHSD: torch.Tensor, past: KeyValue, bias: torch.Tensor
+    ) -> tuple[torch.Tensor, KeyValue]:
+        """Attention over a cache that grows, [B, H, S, D], and the cache with the new positions."""
         k_BHTD, v_BHTD = torch.cat([past[0], k_BHSD], 2), torch.cat([past[1], v_BHSD], 2)
         # Written out: at opset 18 the decomposed scaled_dot_product_attention took 36 % more time a step.
-        bias, keys, values = positions.bias_B1ST, k_BHTD, v_BHTD
+        keys, values = k_BHTD, v_BHTD
         if self.kv_heads != self.heads:
             # A dimension of query heads that read one head of keys: the product broadcasts, nothing is repeated.
             q_BHSD = q_BHSD.unflatten(1, (self.kv_heads, -1))
@@ -191,9 +213,7 @@ class Block(nn.Module):
         scores = q_BHSD @ keys.transpose(-2, -1) * self.head_size**-0.5 + bias
         weights = torch.softmax(scores.float(), -1).to(v_BHTD.dtype)
         out = weights @ values
-        out_BHSD = out if self.kv_heads == self.heads else out.flatten(1, 2)
-        out_BSD = out_BHSD.transpose(1, 2).reshape(batch, sequence, -1)
-        return self.attn_out(out_BSD), (k_BHTD, v_BHTD)
+        return out if self.kv_heads == self.heads else out.flatten(1, 2), (k_BHTD, v_BHTD)
 
     def queries_keys_values(self, normed_BSD: torch.Tensor) -> Sequence[torch.Tensor]:
         """The three projections, [B, S, heads * D] each: normalised here if over all heads together, and clipped."""
@@ -214,15 +234,25 @@ class Positions:
     """Rotary angles and the causal mask of one call, shared by all blocks.
 
     Positions count the attended tokens, so left padding shifts nothing.
+
+    Args:
+        attention_mask_BT: int64; 0 marks padding.
+        sequence: tokens of the call.
+        config: of the model.
+        dtype: of the bias.
+        head_axis: of the tensors that are rotated: [B, H, S, D] or [B, S, H, D].
     """
 
-    def __init__(self, attention_mask_BT: torch.Tensor, sequence: int, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(
+        self, attention_mask_BT: torch.Tensor, sequence: int, config: ModelConfig, dtype: torch.dtype, head_axis: int
+    ) -> None:
         total = attention_mask_BT.shape[1]
         position_BS = (attention_mask_BT.cumsum(1) - 1)[:, total - sequence :].clamp(min=0).float()
         exponent = torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size
         frequency = position_BS[:, :, None] * (1.0 / config.rope_theta**exponent)
-        angle_B1SD = torch.cat([frequency, frequency], -1)[:, None]
-        self._cos_B1SD, self._sin_B1SD = angle_B1SD.cos(), angle_B1SD.sin()
+        angle_BSD = torch.cat([frequency, frequency], -1)
+        angle = angle_BSD[:, None] if head_axis == 1 else angle_BSD[:, :, None]
+        self._cos, self._sin = angle.cos(), angle.sin()
         query_index = torch.arange(total - sequence, total)[:, None]
         key_index = torch.arange(total)[None]
         allowed_B1ST = (key_index <= query_index)[None, None] & (attention_mask_BT[:, None, None, :] > 0)
@@ -230,12 +260,12 @@ class Positions:
         # adding a score to it cannot overflow in fp16.
         self.bias_B1ST = torch.where(allowed_B1ST, 0.0, torch.finfo(dtype).min / 2).to(dtype)
 
-    def rotate(self, x_BHSD: torch.Tensor) -> torch.Tensor:
+    def rotate(self, heads: torch.Tensor) -> torch.Tensor:
         """Apply rotary embeddings (rotate-half) in fp32."""
-        x = x_BHSD.float()
+        x = heads.float()
         first, second = x.chunk(2, dim=-1)
         turned = torch.cat([-second, first], -1)
-        return (x * self._cos_B1SD + turned * self._sin_B1SD).to(x_BHSD.dtype)
+        return (x * self._cos + turned * self._sin).to(heads.dtype)
 
 
 def empty_past(config: ModelConfig, batch: int, dtype: torch.dtype = torch.float32) -> list[KeyValue]:

@@ -14,7 +14,7 @@ import torch
 from umv2_export import __version__
 from umv2_export.bundle import MODEL_FILE, WEIGHTS_FILE, Bundle, Manifest, rows_file
 from umv2_export.checkpoint import Checkpoint
-from umv2_export.config import Role, checkpoint_tensors, count_parameters
+from umv2_export.config import ModelConfig, Role, checkpoint_tensors, count_parameters
 from umv2_export.dtypes import dtype_name, torch_dtype
 from umv2_export.errors import InvalidRequest, Unsupported
 from umv2_export.interface import graph_inputs, graph_outputs
@@ -29,8 +29,9 @@ from umv2_export.onnx.passes import (
     simplify,
     type_constants,
 )
-from umv2_export.onnx.signatures import op_signatures
+from umv2_export.onnx.signatures import form_signatures
 from umv2_export.onnx.trace import trace
+from umv2_export.ops.static_attention import HEAD_SIZE_MULTIPLE
 from umv2_export.progress import Tracker, silent
 from umv2_export.records.tokenizer_files import copy_tokenizer_files
 from umv2_export.system.files import file_sha256
@@ -65,6 +66,7 @@ class ExportOptions:
         key_dtype: of keys: same (as `dtype`), fp16 or bf16; scores are sums in `dtype`, or in fp32 in the native op.
         table_dtype: of rows: same (as the checkpoint), fp32, fp16 or bf16.
         moe_form: of experts: standard (standard ops, each expert by itself) or contrib (com.microsoft::MoE).
+        cache: growing, or static: of fixed length and written in place, by com.microsoft::GroupQueryAttention.
         opset: version of the standard ops.
         shard_bytes: most bytes of one table file.
         inline_functions: write standard ops only.
@@ -75,6 +77,7 @@ class ExportOptions:
     key_dtype: str = "same"
     table_dtype: str = "same"
     moe_form: str = "standard"
+    cache: str = "growing"
     opset: int = MIN_OPSET
     shard_bytes: int = DEFAULT_SHARD_BYTES
     inline_functions: bool = False
@@ -104,7 +107,7 @@ class ExportPlan:
     @property
     def min_onnxruntime(self) -> str:
         """The oldest release of ONNX Runtime that will compute the graph."""
-        return minimum_onnxruntime(self.options.opset, self.options.dtype, self.moe_form)
+        return minimum_onnxruntime(self.options.opset, self.options.dtype, self.moe_form, self.options.cache)
 
     @property
     def disk_bytes(self) -> int:
@@ -166,14 +169,43 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
         )
     if options.moe_form == "contrib" and options.inline_functions:
         raise InvalidRequest("--moe-form contrib is no standard op", fix="--moe-form standard")
+    if options.cache == "static":
+        _check_static(checkpoint.config, options)
     dtype = torch_dtype(options.dtype)
     tables = [checkpoint.tensors[s.name].dtype for s in checkpoint_tensors(checkpoint.config) if s.role.is_table]
     stored = functools.reduce(torch.promote_types, tables, tables[0] if tables else dtype)
     table_dtype = stored if options.table_dtype == "same" else torch_dtype(options.table_dtype)
     layout = TableLayout.of(checkpoint.config.memory, table_dtype, options.shard_bytes)
     key_dtype = dtype if options.key_dtype == "same" else torch_dtype(options.key_dtype)
-    form = FoldedForm(checkpoint.config, layout, dtype, key_dtype, options.moe_form)
+    form = FoldedForm(checkpoint.config, layout, dtype, key_dtype, options.moe_form, options.cache)
     return ExportPlan(checkpoint, options, form, fold_checkpoint(checkpoint, form))
+
+
+def _check_static(config: ModelConfig, options: ExportOptions) -> None:
+    """Refuse what com.microsoft::GroupQueryAttention does not compute.
+
+    Raises:
+        InvalidRequest: standard ops alone were asked for.
+        Unsupported: a size or dtype that it lacks.
+    """
+    if options.inline_functions:
+        raise InvalidRequest(
+            "--cache static is written in com.microsoft::GroupQueryAttention, which is no standard op",
+            fix="leave out --inline-functions, or --cache static",
+        )
+    growing = "--cache growing"
+    if config.head_size % HEAD_SIZE_MULTIPLE:
+        raise Unsupported(
+            f"a static cache of heads of {config.head_size}",
+            why=f"com.microsoft::GroupQueryAttention takes multiples of {HEAD_SIZE_MULTIPLE}",
+            fix=growing,
+        )
+    if options.dtype == "bf16" or options.target == "gpu":
+        raise Unsupported(
+            "a static cache for a GPU",
+            why="the CUDA kernel of com.microsoft::GroupQueryAttention was not tried: masks of padding may be ignored",
+            fix=growing,
+        )
 
 
 @dataclass(frozen=True)
@@ -212,7 +244,7 @@ def export_bundle(
         EnvironmentUnfit: the disk is full.
     """
     require_free_space(target, plan.disk_bytes)
-    options, config = plan.options, plan.checkpoint.config
+    options = plan.options
     clock = [time.perf_counter()]
     done = track("tracing the graph", None)
     model = trace(plan.form, opset=options.opset)
@@ -226,8 +258,10 @@ def export_bundle(
         _refer(model, plan.tensors, places)
         type_constants(model)
         keep_hidden_alive(model)
-        if options.moe_form == "standard":
-            attach_bodies(model, op_signatures(config, plan.form.layout), opset=options.opset)
+        signatures = form_signatures(plan.form)
+        # com.microsoft::MoE needs no body.
+        bodies = signatures if options.moe_form == "standard" else signatures._replace(experts=None)
+        attach_bodies(model, bodies, opset=options.opset)
         if options.inline_functions:
             inline_bodies(model)
         make_reproducible(model)
@@ -314,12 +348,13 @@ def _manifest(plan: ExportPlan, model: ir.Model, hashes: dict[str, tuple[int, st
             "rows_per_shard": layout.rows_per_shard,
             "shards": layout.shards,
         },
-        inputs=[_describe(values[value.name]) for value in graph_inputs(config, options.dtype)],
-        outputs=[_describe(values[value.name]) for value in graph_outputs(config, options.dtype)],
+        inputs=[_describe(values[value.name]) for value in graph_inputs(config, options.dtype, options.cache)],
+        outputs=[_describe(values[value.name]) for value in graph_outputs(config, options.dtype, options.cache)],
         logits_columns={"size": config.embedding_size, "is": "embedding_size", "vocab_size": config.vocab_size},
         parameters=count_parameters(config).as_dict(),
         bytes=kinds,
         files={name: {"size": size, "sha256": digest} for name, (size, digest) in sorted(hashes.items())},
+        cache=options.cache,
     )
 
 

@@ -6,7 +6,7 @@ from onnx_ir.passes import common as common_passes
 
 from umv2_export import __version__
 from umv2_export.ops import DOMAIN, OpSignatures
-from umv2_export.ops.experts import CONTRIB_DOMAIN
+from umv2_export.ops.domain import CONTRIB_DOMAIN
 
 __all__ = ["attach_bodies", "inline_bodies", "keep_hidden_alive", "make_reproducible", "simplify", "type_constants"]
 

@@ -1,11 +1,23 @@
 """The arity of the custom ops' nodes in a model, from its configuration."""
 
-from umv2_export.config import ModelConfig
-from umv2_export.layout import TableLayout
-from umv2_export.model.folded import joined_by_rank, key_matrices, used_chunks
-from umv2_export.ops import ExpertsSignature, KeyScoresSignature, LookupSignature, OpSignatures
+import torch
 
-__all__ = ["op_signatures"]
+from umv2_export.config import ModelConfig
+from umv2_export.layout import FoldedForm, TableLayout
+from umv2_export.model.folded import joined_by_rank, key_matrices, used_chunks
+from umv2_export.ops import AttentionSignature, ExpertsSignature, KeyScoresSignature, LookupSignature, OpSignatures
+
+__all__ = ["form_signatures", "op_signatures"]
+
+
+def form_signatures(form: FoldedForm) -> OpSignatures:
+    """The arity of the custom ops' nodes in an export."""
+    config = form.config
+    signatures = op_signatures(config, form.layout)
+    if form.cache == "growing":
+        return signatures
+    dtype = "float16" if form.dtype == torch.float16 else "float"
+    return signatures._replace(attention=AttentionSignature(config.num_heads, config.kv_heads, config.head_size, dtype))
 
 
 def op_signatures(config: ModelConfig, layout: TableLayout) -> OpSignatures:

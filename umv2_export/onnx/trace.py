@@ -10,15 +10,15 @@ from umv2_export.interface import graph_inputs, graph_outputs, inner_names
 from umv2_export.layout import FoldedForm
 from umv2_export.model.folded import folded_model
 from umv2_export.model.transformer import KeyValue, LanguageModel
-from umv2_export.onnx.signatures import op_signatures
+from umv2_export.onnx.signatures import form_signatures
 from umv2_export.onnx.translations import quiet_exporter, translations
 from umv2_export.ops import DOMAIN, VERSION
-from umv2_export.ops.experts import CONTRIB_DOMAIN
+from umv2_export.ops.domain import CONTRIB_DOMAIN
 
 __all__ = ["trace"]
 
 # Distinct, and none is 1: torch.export takes a size of 1 for a constant.
-_BATCH, _SEQUENCE, _PAST = 2, 3, 5
+_BATCH, _SEQUENCE, _PAST, _MAX_LENGTH = 2, 3, 5, 11
 
 
 def trace(form: FoldedForm, *, opset: int) -> ir.Model:
@@ -35,12 +35,13 @@ def trace(form: FoldedForm, *, opset: int) -> ir.Model:
     config, dtype = form.config, form.dtype
     with FakeTensorMode():
         model = _Traced(folded_model(form))
-    cache_shape = (_BATCH, config.kv_heads, _PAST, config.head_size)
+    static = form.cache == "static"
+    cache_shape = (_BATCH, config.kv_heads, _MAX_LENGTH if static else _PAST, config.head_size)
     # Every cache tensor is an object of its own: shared ones trace into a graph that is wrong for past > 0, silently.
     past = [
         (torch.zeros(cache_shape, dtype=dtype), torch.zeros(cache_shape, dtype=dtype)) for _ in range(config.num_layers)
     ]
-    inputs, outputs = graph_inputs(config, dtype_name(dtype)), graph_outputs(config, dtype_name(dtype))
+    inputs, outputs = (side(config, dtype_name(dtype), form.cache) for side in (graph_inputs, graph_outputs))
     ids_axes, mask_axes, *cache_axes = (
         {i: axis for i, axis in enumerate(value.axes) if isinstance(axis, str)} for value in inputs
     )
@@ -57,7 +58,7 @@ def trace(form: FoldedForm, *, opset: int) -> ir.Model:
             input_names=[value.name for value in inputs],
             output_names=[*(value.name for value in outputs), *inner_names(config)],
             opset_version=opset,
-            custom_translation_table=translations(op_signatures(config, form.layout)),
+            custom_translation_table=translations(form_signatures(form)),
             optimize=False,
             verbose=False,
         )
@@ -67,6 +68,8 @@ def trace(form: FoldedForm, *, opset: int) -> ir.Model:
     del graph.outputs[len(outputs) :]
     if config.experts is not None or config.memory.layers:
         program.model.opset_imports[CONTRIB_DOMAIN if form.moe_form == "contrib" else DOMAIN] = VERSION
+    if static:
+        program.model.opset_imports.update({DOMAIN: VERSION, CONTRIB_DOMAIN: VERSION})
     return program.model
 
 

@@ -11,8 +11,8 @@ import torch
 from onnx.defs import OpSchema
 
 from umv2_export.ops import DOMAIN, VERSION, OpSignatures
-from umv2_export.ops.domain import PLUGIN_ATTRIBUTES
-from umv2_export.ops.experts import CONTRIB_DOMAIN, contrib_attributes, contrib_schema
+from umv2_export.ops.domain import CONTRIB_DOMAIN, PLUGIN_ATTRIBUTES
+from umv2_export.ops.experts import contrib_attributes, contrib_schema
 from umv2_export.ops.tucker_topk import schema as tucker_topk_schema
 
 __all__ = ["quiet_exporter", "translations"]
@@ -69,11 +69,15 @@ def translations(signatures: OpSignatures) -> dict[Callable[..., Any], Callable[
             **PLUGIN_ATTRIBUTES,
         )
 
+    def attention(*inputs: Any) -> Any:
+        return node(_of_model(signatures.attention).schema(), inputs)
+
     return {
         torch.ops.umv2.Experts.default: mixture,
         torch.ops.umv2.KeyScores.default: scores,
         torch.ops.umv2.TuckerTopK.default: tucker,
         torch.ops.umv2.MemoryLookup.default: lookup,
+        torch.ops.umv2.StaticAttention.default: attention,
     }
 
 

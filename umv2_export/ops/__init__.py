@@ -13,12 +13,14 @@ from umv2_export.ops.experts import ExpertsSignature, experts
 from umv2_export.ops.key_scores import KeyScoresSignature, key_scores
 from umv2_export.ops.memory_lookup import memory_lookup
 from umv2_export.ops.memory_lookup_onnx import LookupSignature
+from umv2_export.ops.static_attention import AttentionSignature, static_attention
 from umv2_export.ops.tucker_topk import function_body as tucker_topk_body
 from umv2_export.ops.tucker_topk import tucker_topk
 
 __all__ = [
     "DOMAIN",
     "VERSION",
+    "AttentionSignature",
     "ExpertsSignature",
     "KeyScoresSignature",
     "LookupSignature",
@@ -26,6 +28,7 @@ __all__ = [
     "experts",
     "key_scores",
     "memory_lookup",
+    "static_attention",
     "tucker_topk",
 ]
 
@@ -36,6 +39,7 @@ class OpSignatures(NamedTuple):
     key_scores: KeyScoresSignature | None = None
     lookup: LookupSignature | None = None
     experts: ExpertsSignature | None = None
+    attention: AttentionSignature | None = None
 
     def function_bodies(self, *, opset: int) -> list[ir.Function]:
         """The bodies of the ops that the model holds."""

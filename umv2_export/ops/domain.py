@@ -8,10 +8,13 @@ import onnx.parser
 import onnx_ir as ir
 from onnx.defs import OpSchema
 
-__all__ = ["DOMAIN", "PLUGIN_ATTRIBUTES", "VERSION", "op_schema", "parse_body"]
+__all__ = ["CONTRIB_DOMAIN", "DOMAIN", "PLUGIN_ATTRIBUTES", "VERSION", "op_schema", "parse_body"]
 
 DOMAIN = "umv2"
 VERSION = 1
+
+# Of the ops that ONNX Runtime has beside the standard ones.
+CONTRIB_DOMAIN = "com.microsoft"
 
 # Without a namespace on the node, TensorRT expands the local function instead of asking for a plugin.
 PLUGIN_ATTRIBUTES: Mapping[str, str] = {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION)}
@@ -65,7 +68,7 @@ def op_schema(
     )
 
 
-def parse_body(schema: OpSchema, statements: str, *, opset: int) -> ir.Function:
+def parse_body(schema: OpSchema, statements: str, *, opset: int, contrib: bool = False) -> ir.Function:
     """The ONNX function of `schema` whose body is `statements`, in standard ops of version `opset`.
 
     Constants are written as tensors. What ONNX Runtime up to 1.24 infers from `value_ints` has no dimension, and TopK
@@ -73,12 +76,19 @@ def parse_body(schema: OpSchema, statements: str, *, opset: int) -> ir.Function:
 
     Every node is named, after its first output: ONNX Runtime up to 1.21 names what it fuses after the nodes fused, and
     refuses the model when that leaves two nodes with one name.
+
+    Args:
+        schema: of the op.
+        statements: in the text form of ONNX.
+        opset: version of the standard ops.
+        contrib: the body has ops of ONNX Runtime too.
     """
     attributes = f"<{', '.join(sorted(schema.attributes))}>" if schema.attributes else ""
     inputs = ", ".join(parameter.name for parameter in schema.inputs)
     outputs = ", ".join(parameter.name for parameter in schema.outputs)
+    imported = f', "{CONTRIB_DOMAIN}" : 1' if contrib else ""
     text = (
-        f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n'
+        f'<domain: "{DOMAIN}", opset_import: ["" : {opset}{imported}]>\n'
         f"{schema.name} {attributes} ({inputs}) => ({outputs})\n{{\n{statements}\n}}"
     )
     body = ir.serde.deserialize_function(onnx.parser.parse_function(text))

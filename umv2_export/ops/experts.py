@@ -15,13 +15,11 @@ import onnx_ir as ir
 import torch
 from onnx.defs import OpSchema
 
-from umv2_export.ops.domain import op_schema, parse_body
+from umv2_export.ops.domain import CONTRIB_DOMAIN, op_schema, parse_body
 
-__all__ = ["CONTRIB_DOMAIN", "NAME", "ExpertsSignature", "contrib_attributes", "contrib_schema", "experts"]
+__all__ = ["NAME", "ExpertsSignature", "contrib_attributes", "contrib_schema", "experts"]
 
 NAME = "Experts"
-
-CONTRIB_DOMAIN = "com.microsoft"
 
 
 @torch.library.custom_op(f"umv2::{NAME}", mutates_args=())

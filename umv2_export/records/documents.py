@@ -1,7 +1,7 @@
 """JSON files that this tool writes and reads back, as untrusted as any: manifests, and the index of kernels."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,8 @@ class Document:
         text = json.dumps(self.content(fields), indent=self.indent) + "\n"
         (folder / self.file).write_text(text, encoding="utf-8")
 
-    def read(self, folder: Path, forms: Mapping[str, Form[Any]]) -> dict[str, Any]:
-        """Its fields.
+    def read(self, folder: Path, forms: Mapping[str, Form[Any]], *, optional: Collection[str] = ()) -> dict[str, Any]:
+        """Its fields, of which the optional ones may be missing.
 
         Raises:
             InputRejected: there is no such file, it is of another format or version, or a field is not of its form.
@@ -69,7 +69,7 @@ class Document:
                 fix=f"{self.renewal} with this version",
             )
         try:
-            return record(forms).read(fields)
+            return record(forms, required=[name for name in forms if name not in optional]).read(fields)
         except Malformed as error:
             name = error.path.split(".")[0].split("[")[0]
             if name not in forms:

@@ -14,11 +14,22 @@ from torch.utils.dlpack import from_dlpack
 from umv2_export import cuda_library, native_library
 from umv2_export.bundle import Bundle
 from umv2_export.errors import EnvironmentUnfit, InputRejected, InvalidRequest, Unsupported
-from umv2_export.interface import LOGITS, cache_of, feed, graph_inputs, inner_names, probe_names
+from umv2_export.interface import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    LOGITS,
+    cache_of,
+    feed,
+    graph_inputs,
+    inner_names,
+    probe_names,
+)
 from umv2_export.onnx.minimum import PROBES_ONNXRUNTIME
 from umv2_export.runtimes import cuda
 from umv2_export.runtimes.base import Array, StepInput, StepOutput
+from umv2_export.runtimes.decoding import Decoder, GrowingDecoder
 from umv2_export.runtimes.external_data import session_source
+from umv2_export.runtimes.static_cache import StaticCache, StaticDecoder, run_bound
 from umv2_export.runtimes.versions import require_runtime
 from umv2_export.system.host_memory import anonymous_memory, available_bytes
 
@@ -51,6 +62,9 @@ _SETUPS = {
     "onnxruntime-cuda": _Setup(cuda.PROVIDER, cuda.PROVIDER_OPTIONS, cuda_library),
 }
 
+# Behind the positions of a call, in a static cache that lives for that call: nothing may read them.
+_SPARE_POSITIONS = 3
+
 _NUMPY_DTYPES = {"int64": np.int64, "float": np.float32, "float16": np.float16}
 
 
@@ -76,6 +90,7 @@ class OnnxRuntime:
         self._setup = _SETUPS[name]
         self._bundle = bundle
         self._dtypes = {value.name: value.dtype for value in graph_inputs(bundle.config, bundle.manifest.dtype)}
+        self._static = bundle.manifest.cache == "static"
         self._refuse_what_it_cannot_run(preload=preload)
         bundle.graph()  # its external data lies in the files of the manifest
         require_runtime(name, bundle.manifest.min_onnxruntime, where=bundle.path)
@@ -108,6 +123,8 @@ class OnnxRuntime:
         key = tuple(shown)
         if key not in self._sessions:
             self._sessions[key] = self._open(self._graph_with_probes(shown))
+        if self._static:
+            return self._run_static(self._sessions[key], step, shown)
         arrays = feed(step.input_ids, step.attention_mask, step.past)
         inputs = {name: _value(array, self._dtypes[name]) for name, array in arrays.items()}
         session = self._sessions[key]
@@ -125,6 +142,36 @@ class OnnxRuntime:
         probes = {name: outputs[name] for name in shown if name in outputs}
         return StepOutput(outputs[LOGITS].astype(np.float32, copy=False), present, probes)
 
+    def decoder(self, batch: int, length: int) -> Decoder:
+        """See `umv2_export.runtimes.decoding.KeepsCache`.
+
+        Raises:
+            EnvironmentUnfit: memory does not hold a static cache of that size.
+        """
+        if not self._static:
+            return GrowingDecoder(self, self._bundle.config, batch)
+        return StaticDecoder(self._sessions[()], self._cache(batch, length), self._bundle.path)
+
+    def _cache(self, batch: int, length: int) -> StaticCache:
+        dtype = np.dtype(np.float16 if self._bundle.manifest.dtype == "fp16" else np.float32)
+        return StaticCache(self._bundle.config, dtype, batch, length)
+
+    def _run_static(self, session: Any, step: StepInput, shown: Sequence[str]) -> StepOutput:
+        """The past in buffers that are a little longer than needed, as those of a user are."""
+        batch, total = step.attention_mask.shape
+        cache = self._cache(batch, total + _SPARE_POSITIONS)
+        cache.fill(step.past)
+        binding = session.io_binding()
+        cache.bind(binding)
+        declared = {output.name for output in session.get_outputs()}
+        names = [LOGITS, *(name for name in shown if name in declared)]
+        inputs = {INPUT_IDS: step.input_ids, ATTENTION_MASK: step.attention_mask}
+        values = run_bound(session, binding, inputs, names, where=self._bundle.model_file)
+        logits, *probes = (value.numpy() for value in values.values())
+        return StepOutput(
+            logits.astype(np.float32, copy=False), cache.used(total), dict(zip(names[1:], probes, strict=True))
+        )
+
     def _refuse_what_it_cannot_run(self, *, preload: bool) -> None:
         bundle, setup = self._bundle, self._setup
         if preload and setup.on_gpu:
@@ -138,6 +185,13 @@ class OnnxRuntime:
                 where=bundle.path,
                 why="its functions were inlined" if bundle.config.memory.layers else "the model has no memory layers",
                 fix="use --runtime onnxruntime, or export a model with memory layers without --inline-functions",
+            )
+        if self._static and setup.on_gpu:
+            raise Unsupported(
+                "this bundle has a static cache, which ONNX Runtime on a CPU alone runs",
+                where=bundle.path,
+                why="the CUDA kernel of com.microsoft::GroupQueryAttention was not tried",
+                fix="use --runtime onnxruntime, or export with --cache growing",
             )
         if bundle.manifest.dtype == "bf16" and not setup.on_gpu:
             raise Unsupported(
