@@ -170,6 +170,6 @@ def test_bf16_goes_in_and_comes_out_rounded_to_the_nearest() -> None:
     # Two ties, which go to the even neighbour.
     array = np.array([[1.0, 1.00390625, 1.01171875], [-3e38, np.inf, 0.1]], dtype=np.float32)
     for given in (array, array[:, :0], np.asfortranarray(array)):
-        result = runtime._array(session.run_with_ort_values(None, {"x": runtime._value(given, "bf16")})[0])
+        result = runtime._array(session.run_with_ort_values(None, {"x": runtime._value(given, "bfloat16")})[0])
         np.testing.assert_array_equal(result, given.astype(ml_dtypes.bfloat16).astype(np.float32))
         assert result.dtype == np.float32
