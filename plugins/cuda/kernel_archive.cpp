@@ -27,7 +27,7 @@ namespace umv2::cuda {
 namespace {
 
 constexpr char kMagic[] = "UMV2KERN";
-constexpr uint32_t kFormatVersion = 2;
+constexpr uint32_t kFormatVersion = 3;
 constexpr int32_t kLookup = 0, kTopk = 1, kSum = 2;
 
 // As many as an export cuts a table into.

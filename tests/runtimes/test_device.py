@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from umv2_export.bundle import Bundle
 from umv2_export.checkpoint import open_checkpoint
 from umv2_export.errors import EnvironmentUnfit
 from umv2_export.model import reference_model
+from umv2_export.parity.parts import routing_of
 from umv2_export.runtimes import StepInput, empty_cache
 from umv2_export.runtimes import device as runtimes_device
 from umv2_export.runtimes.torch import TorchRuntime
@@ -123,6 +125,21 @@ def test_all_that_the_reference_makes_lies_on_its_device(checkpoint: Path) -> No
 def test_all_that_the_folded_model_makes_lies_on_its_device(name: str, exported: Exported) -> None:
     runtime = TorchRuntime.from_bundle(Bundle(exported(name)[0]), "meta")
     assert runtime._forward(step(runtime), None).logits.device.type == "meta"
+
+
+def test_routers_on_another_device_part_equal_logits(exported: Exported) -> None:
+    """Parity reads the weights of routers on the host, wherever the model is."""
+    runtime = TorchRuntime.from_bundle(Bundle(exported("olmoe")[0]))
+    probes = runtime.run(step(runtime), probe=True).probes
+    decoder: Any = runtime.model.transformer
+    weights = [block.router.weight for block in decoder.blocks]
+    # Such a weight has no numpy() before its cpu().
+    blocks = [SimpleNamespace(router=SimpleNamespace(weight=SimpleNamespace(cpu=weight.cpu))) for weight in weights]
+    model: Any = SimpleNamespace(config=runtime.model.config, transformer=SimpleNamespace(blocks=blocks))
+    elsewhere: Any = SimpleNamespace(model=model)
+    expected, found = (routing_of(reference, probes, unrounded=True)[1] for reference in (runtime, elsewhere))
+    assert expected.keys() == found.keys()
+    assert all((expected[name] == found[name]).all() for name in expected)
 
 
 @needs_gpu

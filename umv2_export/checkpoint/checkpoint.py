@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from umv2_export.config import ModelConfig, QueryLayout, tensor_shapes
+from umv2_export.config import ModelConfig, QueryLayout, Role, TensorSpec, checkpoint_tensors
 from umv2_export.errors import InputRejected, Unsupported
 
 __all__ = ["Checkpoint", "CheckpointTensor", "ReadOptions", "validate_tensors"]
@@ -148,7 +148,7 @@ class Checkpoint:
         path: the folder.
         format: `official`, `native` or `olmoe`.
         config: the model.
-        tensors: name -> tensor; the names are those of `tensor_shapes(config)`.
+        tensors: name -> tensor; the names are those of `checkpoint_tensors(config)`.
         files: all files that hold configuration and weights, in reading order.
         tokenizer_files: tokenizer files beside them, or those that the user named.
         notes: what a user should know of how it was read, a sentence each.
@@ -189,7 +189,7 @@ def validate_tensors(config: ModelConfig, tensors: Mapping[str, CheckpointTensor
         InputRejected: a tensor is missing, or contradicts the configuration or its file.
         Unsupported: a tensor or dtype that is not implemented.
     """
-    expected = tensor_shapes(config)
+    expected = {spec.name: spec for spec in checkpoint_tensors(config)}
     missing = [name for name in expected if name not in tensors]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -197,19 +197,19 @@ def validate_tensors(config: ModelConfig, tensors: Mapping[str, CheckpointTensor
     for name in tensors:
         if name not in expected:
             raise Unsupported(f"unknown tensor {name!r}", why="a tensor that is left out would change what is computed")
-    for name, shape in expected.items():
-        _validate_tensor(tensors[name], shape)
-    for name in expected:
-        if name.endswith("shuffle_index"):
+    for name, spec in expected.items():
+        _validate_tensor(tensors[name], spec)
+    for name, spec in expected.items():
+        if spec.role is Role.PERMUTATION:
             _validate_permutation(tensors[name])
 
 
-def _validate_tensor(tensor: CheckpointTensor, shape: tuple[int, ...]) -> None:
-    if tensor.shape != shape:
+def _validate_tensor(tensor: CheckpointTensor, spec: TensorSpec) -> None:
+    if tensor.shape != spec.shape:
         raise InputRejected(
-            f"tensor {tensor.name!r} has shape {list(tensor.shape)}, the configuration says {list(shape)}"
+            f"tensor {tensor.name!r} has shape {list(tensor.shape)}, the configuration says {list(spec.shape)}"
         )
-    dtypes = (torch.int64,) if tensor.name.endswith("shuffle_index") else WEIGHT_DTYPES
+    dtypes = (torch.int64,) if spec.role is Role.PERMUTATION else WEIGHT_DTYPES
     if tensor.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise Unsupported(f"tensor {tensor.name!r} has dtype {tensor.dtype}", fix=f"supported: {names}")

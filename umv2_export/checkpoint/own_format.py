@@ -17,7 +17,7 @@ from umv2_export.checkpoint.safetensors_files import DTYPES, INDEX_FILE, WEIGHTS
 from umv2_export.config import ModelConfig
 from umv2_export.errors import InputRejected, Unsupported, located, shown
 from umv2_export.progress import Advance, Tracker, silent
-from umv2_export.records.forms import Fields, list_of, text
+from umv2_export.records.forms import Fields, Form, list_of
 from umv2_export.records.json_files import read_json
 from umv2_export.records.tokenizer_files import copy_tokenizer_files, tokenizer_files
 from umv2_export.system.output import HashedFile, atomic_directory, tensor_bytes
@@ -41,6 +41,9 @@ MAX_FILE_BYTES = 5 * 10**9
 
 # Anonymous memory of a process that writes one: imports, and a few pieces of a table.
 WRITER_MEMORY = 600 * 10**6
+
+# What `convert` noted of the checkpoint that it read, however long.
+_NOTE: Form[str] = Form("text", lambda value: isinstance(value, str))
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -98,7 +101,9 @@ def read_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         validate_tensors(config, tensors)
     with located(path / CONFIG_FILE):
         # By `convert`, of the checkpoint that this one was made of.
-        never_added, ignored = (Fields(data).get(name, list_of(text), []) for name in ("never_added", "ignored_fields"))
+        never_added, ignored = (
+            Fields(data).get(name, list_of(_NOTE), []) for name in ("never_added", "ignored_fields")
+        )
     return Checkpoint(
         path,
         "native",

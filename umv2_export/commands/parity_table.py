@@ -7,6 +7,7 @@ from rich.text import Text
 
 from umv2_export.commands.printing import format_bytes
 from umv2_export.console import print_table
+from umv2_export.interface import LOGITS
 from umv2_export.parity import ParityReport
 from umv2_export.parity.compare import Check
 from umv2_export.parity.coverage import Coverage
@@ -30,7 +31,7 @@ def print_parity(report: ParityReport, reference: str, *, stderr: bool = False) 
     for check in report.checks:
         if check.note:
             say(f"{check.status}: {check.case}, {check.output}: {check.note}")
-        for swap in check.swaps[:PRINTED_SWAPS] if check.output == "logits" else ():
+        for swap in check.swaps[:PRINTED_SWAPS] if check.output == LOGITS else ():
             say(
                 f"  memory layer {swap['layer']}, token {swap['token']}: the runtime read {swap['only_runtime']}, the "
                 f"reference {swap['only_reference']}; gap {swap['gap']:.2g} at {swap['threshold']:.3g}"

@@ -171,6 +171,7 @@ class TensorRtRtx(Backend):
 
     def check_options(self, options: BuildOptions) -> None:
         """See `Backend.check_options`."""
+        self._architectures(options)
         for given, option, what, why in (
             (
                 options.timing_cache is not None or options.require_timing_cache,
@@ -209,10 +210,12 @@ class TensorRtRtx(Backend):
 
     def choose_target(self, bundle: Bundle, ops: Collection[str], options: BuildOptions) -> BuildTarget:
         """See `Backend.choose_target`."""
-        named = options.compute_capability or self.default_architectures
-        architectures = parse_compute_capabilities(named, self.architectures, self.title)
         self.require()
-        return BuildTarget(architectures)
+        return BuildTarget(self._architectures(options))
+
+    def _architectures(self, options: BuildOptions) -> tuple[str, ...]:
+        named = options.compute_capability or self.default_architectures
+        return parse_compute_capabilities(named, self.architectures, self.title)
 
 
 TENSORRT, TENSORRT_RTX = TensorRt(), TensorRtRtx()

@@ -13,7 +13,7 @@ __all__ = ["ARCHIVE_FILE", "archive_kernels"]
 ARCHIVE_FILE = "kernels.bin"
 
 MAGIC = b"UMV2KERN"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 HEADER = struct.Struct("<8sII")
 # Facts of a kernel, its entry, and place and size of its cubin.

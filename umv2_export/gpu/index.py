@@ -25,8 +25,8 @@ DOCUMENT = Document(
     folder="GPU kernels",
     writer="umv2-export kernels",
     format="umv2-kernels",
-    # 2: lookups take the rows of the table; values in splits.
-    version=2,
+    # 2: lookups take the rows of the table; values in splits. 3: readers take the first kernel that fits.
+    version=3,
     renewal="compile the kernels again",
     indent=1,
 )

@@ -206,7 +206,7 @@ def routing_of(
             order_TE = np.broadcast_to(-np.arange(logits_TE.shape[1]), logits_TE.shape)
             if unrounded:
                 normed_TD = probes[Inner.NORMED.at(i)].reshape(len(logits_TE), -1).astype(np.float32)
-                order_TE = normed_TD @ block.router.weight.numpy().T
+                order_TE = normed_TD @ block.router.weight.cpu().numpy().T
             routers[Inner.ROUTER_LOGITS.at(i)] = _without_ties(logits_TE, order_TE)
     return addresses, routers
 

@@ -77,6 +77,12 @@ class TorchRuntime:
                 f"initializer {name!r} has shape {found.get(name)}, the manifest's model needs {expected.get(name)}",
                 where=bundle.path / MODEL_FILE,
             )
+        for name, value in weights.items():
+            if value.is_floating_point() != declared[name].is_floating_point():
+                raise InputRejected(
+                    f"initializer {name!r} has dtype {value.dtype}, the manifest's model needs {declared[name].dtype}",
+                    where=bundle.path / MODEL_FILE,
+                )
         rows = {shard.name for shard in bundle.form.shards()}
         # Rows stay as they are stored, mapped.
         state = {n: value if n in rows else value.to(declared[n].dtype) for n, value in weights.items()}
