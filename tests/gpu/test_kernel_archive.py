@@ -133,7 +133,7 @@ def test_a_damaged_file_is_refused(damage: str, tmp_path: Path) -> None:
 
 def test_a_file_of_another_version_is_named(tmp_path: Path) -> None:
     archive = write_stand_in_kernels(tmp_path / "kernels", [lookup()], ["8.9"])
-    archive.write_bytes(archive.read_bytes().replace(struct.pack("<I", 2), struct.pack("<I", 1), 1))
+    archive.write_bytes(archive.read_bytes().replace(struct.pack("<I", 3), struct.pack("<I", 1), 1))
     result = choose(archive, "8.9", *lookup_node())
     assert result.returncode == 1
-    assert "has format version 1, this library reads 2" in result.stdout
+    assert "has format version 1, this library reads 3" in result.stdout
