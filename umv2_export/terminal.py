@@ -37,10 +37,10 @@ def one_line(text: str) -> str:
     return printable(text, keep="")
 
 
-def echo(text: str, *, err: bool = False, keep: str = "\n") -> None:
-    """Print a line."""
+def echo(text: str, *, err: bool = False, keep: str = "\n", end: str = "\n") -> None:
+    """Print a line, or, with another end, a part of one."""
     stream = standard_stream(stderr=err)
-    stream.write(printable(text, keep) + "\n")
+    stream.write(printable(text, keep) + end)
     stream.flush()
 
 

@@ -187,3 +187,17 @@ def test_the_compared_presets_are_of_one_size() -> None:
     ours, theirs = (count_parameters(PRESETS[name]) for name in ("umv2-227m-1.2b", "olmoe-227m-1.2b"))
     assert ours.total == pytest.approx(theirs.total, rel=0.05)
     assert ours.activated == pytest.approx(theirs.activated, rel=0.05)
+
+
+def test_a_static_cache_stands_beside_a_growing_one(exported: Exported) -> None:
+    static, growing = (exported("v2_shared_ring", *options)[0] for options in (("--cache", "static"), ()))
+    result = bench(static, "--baseline", growing, *SMALL, "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    for ours, theirs in zip(found["batches"], found["baseline"]["batches"], strict=True):
+        # The same rows, and no copy of the cache.
+        copied = theirs["bytes"]["intermediates"]
+        assert copied == 2 * theirs["bytes"]["kv_cache"]
+        without = {"intermediates": 0, "total": theirs["bytes"]["total"] - copied}
+        assert ours["bytes"] == theirs["bytes"] | without
+    assert found["resident_bytes"][str(static)] is not None

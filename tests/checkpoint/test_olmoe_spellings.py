@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tests.command import run_command
 from umv2_export.checkpoint import Checkpoint, open_checkpoint
 from umv2_export.errors import InputRejected, InvalidRequest, Unsupported
-from umv2_export.generation import generate_greedily
+from umv2_export.generation import generate
 from umv2_export.model import reference_model
 from umv2_export.runtimes.torch import TorchRuntime
 
@@ -303,7 +303,7 @@ def greedy(checkpoint: Path) -> list[int]:
     """Our continuation of the prompt of the case, with end tokens."""
     found, expected = open_checkpoint(checkpoint), np.load(checkpoint / "expected.npz")
     runtime = TorchRuntime(reference_model(found))
-    return generate_greedily(runtime, found.config, expected["input_ids"][0].tolist(), 8).token_ids
+    return generate(runtime, found.config, [expected["input_ids"][0].tolist()], 8).token_ids[0]
 
 
 # Greedy, without end tokens: 6 12 6 12 6 5 37 5. What transformers 4.46 and 5.24 stop at is told by each case.

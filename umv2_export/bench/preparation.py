@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from umv2_export.bench.options import BenchOptions
 from umv2_export.bench.recording import LONGER, Recording, record_routing
-from umv2_export.bench.timed_model import INPUTS
+from umv2_export.bench.timed_model import INPUTS, STATIC_SPARE
 from umv2_export.bundle import Bundle
 from umv2_export.errors import EnvironmentUnfit, InvalidRequest
 from umv2_export.progress import Tracker
@@ -38,9 +38,12 @@ def require_memory(models: Sequence[Bundle], options: BenchOptions) -> None:
     positions = _sequences(options) * options.past + 2 * max(options.batches) * (options.past + 1)
     configs = {_routed_as(model): model.config for model in models}
     caches = {name: 8 * one.kv_heads * one.head_size * one.num_layers for name, one in configs.items()}
+    # One for each set of sequences, beside what was recorded; at most two models take turns.
+    kept = _sequences(options) * (options.past + STATIC_SPARE)
+    static = [kept * caches[_routed_as(model)] for model in models if model.manifest.cache == "static"]
     # ONNX Runtime packs what GEMMs read; one baseline is open at a time.
     packed = [model.manifest.bytes["dense"] + model.manifest.bytes["experts"] for model in models]
-    needed = positions * sum(caches.values()) + packed[0] + max(packed[1:], default=0)
+    needed = positions * sum(caches.values()) + packed[0] + max(packed[1:], default=0) + sum(static[:2])
     available = available_bytes()
     if available is not None and needed > available:
         raise EnvironmentUnfit(

@@ -1,6 +1,6 @@
 """A bundle in one runtime, ready to be timed: its sessions, and calls whose inputs were bound beforehand."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,18 @@ from umv2_export.bench.recording import Recording
 from umv2_export.bench.subgraph import core_subgraph
 from umv2_export.bench.traffic import Hits, Traffic, count_traffic
 from umv2_export.bundle import Bundle
+from umv2_export.interface import LOGITS
 from umv2_export.runtimes.external_data import session_source
+from umv2_export.runtimes.static_cache import StaticCache
 
-__all__ = ["INPUTS", "TimedModel"]
+__all__ = ["INPUTS", "STATIC_SPARE", "TimedModel"]
 
 # Sets of sequences that calls take in turn; an odd number, for of two calls the second is timed. The largest batch has
 # one set, and finds what its own last step left in the cache.
 INPUTS = 7
+
+# Positions of a static cache behind those of the past: for the new ones, and room for those to come.
+STATIC_SPARE = 64
 
 
 class TimedModel:
@@ -27,6 +32,7 @@ class TimedModel:
         self.bundle, self.runtime, self.recording = bundle, runtime, recording
         self.name = bundle.path.resolve().name
         self._dtype = np.float16 if bundle.manifest.dtype == "fp16" else np.float32
+        self._static = bundle.manifest.cache == "static"
         self._session: Any = None
 
     def open_step(self) -> None:
@@ -56,34 +62,50 @@ class TimedModel:
     def decode_call(self, batch: int, past: int) -> Callable[[int], object]:
         """A decode step of the whole graph, after real text."""
         mask = np.ones((batch, past + 1), dtype=np.int64)
-        bindings = []
+        bindings, kept = [], list[StaticCache]()
         for chosen in self.sets(batch):
             binding = self._session.io_binding()
             binding.bind_cpu_input("input_ids", np.ascontiguousarray(self.recording.token_ids[chosen]))
             binding.bind_cpu_input("attention_mask", mask)
+            if self._static:
+                kept.append(self._static_cache(binding, batch, past + STATIC_SPARE, chosen))
+                bindings.append(binding)
+                continue
             for i, pair in enumerate(self.recording.past):
                 for kind, cache in zip(("key", "value"), pair, strict=True):
                     binding.bind_cpu_input(
                         f"past_key_values.{i}.{kind}", np.ascontiguousarray(cache[chosen], self._dtype)
                     )
             bindings.append(binding)
-        return self._caller(bindings)
+        return self._caller(bindings, kept)
 
     def prefill_call(self, length: int) -> Callable[[int], object]:
         """A prompt of one sequence, pieces of the text in turn."""
         config = self.bundle.config
         empty = np.empty((1, config.kv_heads, 0, config.head_size), dtype=self._dtype)
-        bindings = []
+        bindings, kept = [], list[StaticCache]()
         for start in np.linspace(0, len(self.recording.text) - length, INPUTS).astype(np.int64):
             ids = np.ascontiguousarray(self.recording.text[None, start : start + length])
             binding = self._session.io_binding()
             binding.bind_cpu_input("input_ids", ids)
             binding.bind_cpu_input("attention_mask", np.ones_like(ids))
+            if self._static:
+                kept.append(self._static_cache(binding, 1, length + STATIC_SPARE))
+                bindings.append(binding)
+                continue
             for layer in range(config.num_layers):
                 for kind in ("key", "value"):
                     binding.bind_cpu_input(f"past_key_values.{layer}.{kind}", empty)
             bindings.append(binding)
-        return self._caller(bindings)
+        return self._caller(bindings, kept)
+
+    def _static_cache(self, binding: Any, batch: int, length: int, chosen: slice | None = None) -> StaticCache:
+        """A cache of those sequences, or an empty one, bound as input and output: each call writes the same into it."""
+        cache = StaticCache(self.bundle.config, np.dtype(self._dtype), batch, length)
+        if chosen is not None:
+            cache.fill([(keys[chosen], values[chosen]) for keys, values in self.recording.past])
+        cache.bind(binding)
+        return cache
 
     def core_call(self, batch: int) -> Callable[[int], object]:
         """The core alone, on what it read in the traced text."""
@@ -118,9 +140,15 @@ class TimedModel:
             options.register_custom_ops_library(native_library())
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
-    def _caller(self, bindings: list[Any]) -> Callable[[int], object]:
+    def _caller(self, bindings: list[Any], caches: Sequence[StaticCache] = ()) -> Callable[[int], object]:
+        """Calls that take the bindings in turn.
+
+        Args:
+            bindings: of all inputs.
+            caches: static ones, which are bound as outputs too; they live as long as the calls.
+        """
         session = self._session
-        names = [output.name for output in session.get_outputs()]
+        names = [LOGITS] if caches else [output.name for output in session.get_outputs()]
 
         def call(number: int) -> None:
             binding = bindings[number % len(bindings)]
@@ -128,6 +156,7 @@ class TimedModel:
                 binding.bind_output(name)
             session.run_with_iobinding(binding)
             # Outputs of a large batch are gigabytes of cache: they go before the next contender makes its own.
-            binding.clear_binding_outputs()
+            if not caches:
+                binding.clear_binding_outputs()
 
         return call

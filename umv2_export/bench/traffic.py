@@ -33,7 +33,7 @@ class Traffic:
         embeddings: the head, and the rows of the input embedding.
         kv_cache: keys and values of past positions, read, and those of new ones, written.
         intermediates: what the graph writes to memory and reads again between the gather of rows and their sum, and for
-            each block the copy of the cache that it returns.
+            each block the copy of a growing cache that it returns.
     """
 
     attention: int
@@ -155,6 +155,7 @@ def count_traffic(bundle: Bundle, hits: Hits, *, batch: int, past: int, native: 
     # Gathered rows in fp32: written by the gather of each shard, merged shard by shard (two read, one written), cut
     # into pre-value and value (read, written), and read by the products.
     passes = 0 if native else bundle.layout.shards + 3 * (bundle.layout.shards - 1) + 3
+    copied = 0 if bundle.manifest.cache == "static" else 2 * cache_row * (past + new)
     gathered = hits.tokens * memory.hits * memory.layers * memory.row_size * 4
     return Traffic(
         attention=attention,
@@ -166,7 +167,7 @@ def count_traffic(bundle: Bundle, hits: Hits, *, batch: int, past: int, native: 
         experts=round(sum(hits.experts) * expert_bytes),
         embeddings=embedding + round(hits.distinct_tokens * d * item),
         kv_cache=cache_row * (past + new),
-        intermediates=gathered * passes + 2 * cache_row * (past + new),
+        intermediates=gathered * passes + copied,
     )
 
 

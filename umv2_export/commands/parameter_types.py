@@ -17,6 +17,7 @@ __all__ = [
     "MOST_TOKENS",
     "TEXT_FILE",
     "byte_size",
+    "positive",
     "share",
     "sizes",
     "token_ids",
@@ -42,6 +43,17 @@ def share(text: str) -> float:
         value = math.nan
     if not 0 < value <= 1:
         raise click.BadParameter(f"{text!r} is not a share; write 0.1 or 10%")
+    return value
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise click.BadParameter(f"{text!r} is not a positive number; write a number such as 0.8")
     return value
 
 
