@@ -22,7 +22,7 @@ def test_an_unknown_one_is_unsupported(name: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "8.6,", "ampere", "86", "sm_86"])
 def test_what_is_none_is_a_mistake(text: str) -> None:
-    with pytest.raises(InvalidRequest, match="no compute capability"):
+    with pytest.raises(InvalidRequest, match="not a compute capability"):
         parse_compute_capabilities(text, KNOWN, "a compiler")
 
 

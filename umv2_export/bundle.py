@@ -203,7 +203,7 @@ class Bundle:
         """Open a bundle.
 
         Raises:
-            InputRejected: it is no bundle, or a file is missing, cut, or leads out of the folder.
+            InputRejected: it is not a bundle, or a file is missing, cut, or leads out of the folder.
         """
         self.path = path
         self.manifest = Manifest(**DOCUMENT.read(path, SCHEMA, optional=["cache"]))

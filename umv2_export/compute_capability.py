@@ -24,7 +24,7 @@ def parse_compute_capabilities(text: str, known: Iterable[str], compiler: str) -
     names = text.replace(" ", "").split(",")
     for name in names:
         if not re.fullmatch(r"[0-9]{1,2}\.[0-9]", name):
-            raise InvalidRequest(f"{name!r} is no compute capability", fix=f"write {','.join(known[1:3])}")
+            raise InvalidRequest(f"{name!r} is not a compute capability", fix=f"write {','.join(known[1:3])}")
         if name not in known:
             raise Unsupported(
                 f"compute capability {name}",

@@ -13,7 +13,7 @@ namespace umv2 {
 // any machine has, and less than int64 by so much that sums of several, and bytes instead of elements, do not overflow.
 constexpr int64_t kMostElements = int64_t{1} << 46;
 
-// The most that one attribute, or one axis that is no number of tokens or rows, may be. The square of it is in range.
+// The most that one attribute, or one axis that does not count tokens or rows, may be. The square of it is in range.
 constexpr int64_t kMostOfAnAxis = int64_t{1} << 23;
 
 // True, and the product in `result`, where no size is negative and the product is at most `most`. A zero makes the product

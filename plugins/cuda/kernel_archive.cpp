@@ -108,7 +108,7 @@ KernelArchive::KernelArchive(const uint8_t* bytes, size_t size, std::string sour
     : bytes_(bytes), source_(std::move(source)) {
   Header header;
   const auto require_whole = [&](bool holds) {
-    require(holds, source_, " is no whole file of kernels: write it again with `umv2-export kernels`");
+    require(holds, source_, " is not a whole file of kernels: write it again with `umv2-export kernels`");
   };
   require_whole(size >= sizeof header);
   std::memcpy(&header, bytes, sizeof header);

@@ -1,1 +1,1 @@
-"""The ops as plugins of TensorRT: in Python, and in C++, which is no part of this package."""
+"""The ops as plugins of TensorRT: in Python, and in C++, which is not part of this package."""

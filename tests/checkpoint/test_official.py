@@ -489,7 +489,7 @@ def test_a_truncated_file_is_rejected(tmp_path: Path, part: float) -> None:
 def test_a_file_of_noise_is_rejected(tmp_path: Path) -> None:
     official = copy_golden(tmp_path)
     (official / "model.pt").write_bytes(bytes(range(256)) * 100)
-    with pytest.raises(InputRejected, match="no torch checkpoint"):
+    with pytest.raises(InputRejected, match="not a torch checkpoint"):
         open_checkpoint(official)
 
 

@@ -201,7 +201,7 @@ def test_experts_are_no_job_of_the_native_ops(tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (("--moe-form", "contrib", "--dtype", "fp16"), 5, "fp32 only"),
-        (("--moe-form", "contrib", "--inline-functions"), 2, "no standard op"),
+        (("--moe-form", "contrib", "--inline-functions"), 2, "not a standard op"),
     ],
 )
 def test_forms_that_cannot_be_are_refused(arguments: tuple[str, ...], code: int, message: str, tmp_path: Path) -> None:

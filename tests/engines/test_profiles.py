@@ -67,9 +67,9 @@ def test_the_shortest_models_have_profiles(length: int) -> None:
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        ({"max": "tokens:1x16"}, "names 'tokens', which is no input"),
-        ({"max": "input_ids"}, "no shape of an input"),
-        ({"max": "input_ids:1x-16"}, "no shape of an input"),
+        ({"max": "tokens:1x16"}, "names 'tokens', which is not an input"),
+        ({"max": "input_ids"}, "not a shape of an input"),
+        ({"max": "input_ids:1x-16"}, "not a shape of an input"),
         ({"max": "input_ids:1x16x2"}, "has 3 axes, the input has 2: batch x sequence"),
         ({"max": "past_key_values.0.key:1x8x16x16"}, "has 8 where 4 must stand"),
         ({"max": "input_ids:2x16 attention_mask:3x16"}, "has 3 where 2 must stand"),

@@ -128,7 +128,7 @@ def test_a_damaged_file_is_refused(damage: str, tmp_path: Path) -> None:
     archive.write_bytes(DAMAGES[damage](archive.read_bytes()))
     result = choose(archive, "8.9", *lookup_node())
     assert result.returncode == 1
-    assert "is no whole file of kernels: write it again with `umv2-export kernels`" in result.stdout
+    assert "is not a whole file of kernels: write it again with `umv2-export kernels`" in result.stdout
 
 
 def test_a_file_of_another_version_is_named(tmp_path: Path) -> None:

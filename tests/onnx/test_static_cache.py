@@ -165,7 +165,7 @@ def test_a_manifest_that_says_otherwise_is_refused(cache: str | None, exported: 
 @pytest.mark.parametrize(
     ("options", "exit_code", "why"),
     [
-        (("--inline-functions",), 2, "no standard op"),
+        (("--inline-functions",), 2, "not a standard op"),
         (("--target", "gpu"), 5, "static cache for a GPU"),
         (("--dtype", "bf16", "--target", "gpu"), 5, "static cache for a GPU"),
     ],

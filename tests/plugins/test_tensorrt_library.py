@@ -403,7 +403,7 @@ def test_kernels_are_built_into_the_library_and_anew_when_they_change(
     try:
         pack.write_bytes(b"before")
         build_again(build, pack.parent)
-        assert "this library is no whole file of kernels" in run(*command, environment=environment).stdout
+        assert "this library is not a whole file of kernels" in run(*command, environment=environment).stdout
         pack.write_bytes(real)
         build_again(build, pack.parent)
         done = run(*command, environment=environment)

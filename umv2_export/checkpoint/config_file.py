@@ -96,7 +96,7 @@ class _Loader(yaml.SafeLoader):
                 for source in reversed(sources):
                     if not isinstance(source, yaml.MappingNode):
                         raise yaml.constructor.ConstructorError(
-                            None, None, "a merge of what is no mapping", key.start_mark
+                            None, None, "a merge of what is not a mapping", key.start_mark
                         )
                     self.flatten_mapping(source)
                     self._count(len(source.value))

@@ -71,7 +71,7 @@ def check_field_classes(fields: Mapping[str, Any]) -> None:
     required = {**REQUIRED, **REQUIRED_WHERE_PRESENT, **(REQUIRED_WITH_EXPERTS if with_experts else {})}
     for name, value in fields.items():
         if name in required:
-            # `is` for booleans: YAML's 1 is no true.
+            # `is` for booleans: YAML's 1 is not true.
             if not any(
                 value is allowed or (value == allowed and type(value) is type(allowed)) for allowed in required[name]
             ):

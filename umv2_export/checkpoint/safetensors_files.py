@@ -55,7 +55,7 @@ def _weight_files(path: Path) -> list[Path]:
         raise _no_weights(path)
     weight_map = read_json(path / INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise InputRejected("'weight_map' is missing or no mapping to file names", where=path / INDEX_FILE)
+        raise InputRejected("'weight_map' is missing or not a mapping to file names", where=path / INDEX_FILE)
     if not weight_map:
         raise InputRejected("'weight_map' is empty", where=path / INDEX_FILE)
     return [inside(path, name) for name in sorted(set(weight_map.values()))]
@@ -91,7 +91,7 @@ def map_file(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """
     try:
         with safe_open(file, framework="pt", device="cpu") as stream:
-            for name in stream.keys():  # noqa: SIM118 - safe_open is no mapping
+            for name in stream.keys():  # noqa: SIM118 - safe_open is not a mapping
                 yield name, stream.get_tensor(name)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputRejected("the file is truncated or corrupt", where=file, why=str(error)) from error

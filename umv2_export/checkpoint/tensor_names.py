@@ -64,7 +64,7 @@ def _without_wrappers(name: str) -> str:
 def decoded_names(tensors: Mapping[str, Value]) -> dict[str, Value]:
     """The tensors under their plain names, where `unshard.py --safe-tensors` wrote the names.
 
-    Such a name is base64 of a pickle of ((name,), False). Names that are no base64 are plain ones already.
+    Such a name is base64 of a pickle of ((name,), False). Names that are not base64 are plain ones already.
 
     Raises:
         InputRejected: a name is neither.

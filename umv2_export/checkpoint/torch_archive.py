@@ -280,7 +280,7 @@ class Archive:
             )
         if len(roots) != 1 or roots[0].count("/") != 1:
             raise InputRejected(
-                "the file is no torch checkpoint", where=self.file, why=f"{len(roots)} entries are named data.pkl"
+                "the file is not a torch checkpoint", where=self.file, why=f"{len(roots)} entries are named data.pkl"
             )
         return roots[0]
 
@@ -289,7 +289,7 @@ class Archive:
 
     def _no_archive(self, error: Exception) -> InputRejected:
         return InputRejected(
-            "the file is truncated, or no torch checkpoint",
+            "the file is truncated, or not a torch checkpoint",
             where=self.file,
             why=f"not a zip archive ({_first_line(error)})",
             fix="copy the file again; a checkpoint of torch before 1.6 must be saved again with a newer torch",

@@ -86,7 +86,7 @@ def token_ids(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise click.BadParameter(f"{text!r} is no list of token ids; write 1,2,3") from None
+        raise click.BadParameter(f"{text!r} is not a list of token ids; write 1,2,3") from None
 
 
 def sizes(text: str) -> tuple[int, ...]:

@@ -96,7 +96,7 @@ class Role(Enum):
 
     @property
     def is_buffer(self) -> bool:
-        """Is no parameter: nothing trains it."""
+        """Is not a parameter: nothing trains it."""
         return self in (Role.ROW_VECTOR, Role.COL_VECTOR, Role.PERMUTATION)
 
 

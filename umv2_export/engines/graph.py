@@ -100,7 +100,7 @@ def check_graph(model: ir.Model, where: Path, backend: Backend) -> None:
             raise Unsupported(
                 f"op {node.domain}::{node.op_type} of node {node.name!r}",
                 where=where,
-                why=f"it is no standard op, has no body in the file, and {backend.title} has no plugin for it",
+                why=f"it is not a standard op, has no body in the file, and {backend.title} has no plugin for it",
                 fix=_ALTERNATIVES.get(node.op_type),
             )
         if node.op_type in backend.missing_ops:

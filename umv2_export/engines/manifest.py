@@ -136,7 +136,7 @@ def read_engine(path: Path) -> Engine:
     """Read the manifest of an engine and compare the file with it.
 
     Raises:
-        InputRejected: it is no engine, or its manifest is malformed.
+        InputRejected: it is not an engine, or its manifest is malformed.
         CheckFailed: the file is not the one that the manifest describes.
     """
     manifest = EngineManifest(**DOCUMENT.read(path, SCHEMA))
@@ -150,7 +150,7 @@ def verify_engine(path: Path) -> Engine:
     """Compare an engine with its manifest, and see that nothing else lies in its folder.
 
     Raises:
-        InputRejected: it is no engine, or its manifest is malformed.
+        InputRejected: it is not an engine, or its manifest is malformed.
         CheckFailed: the file is not the one that the manifest describes, or there are others.
     """
     engine = read_engine(path)
@@ -166,8 +166,8 @@ def require_trusted(path: Path, *, trust: bool) -> Engine:
     Whatever loads engines takes its path from here, `engine = require_trusted(path, trust=trust_engine)`, and hands
     `engine.file` and `engine.expected_sha256` to `load_engine`.
 
-    The manifest is no signature: who replaces both files is not noticed. It tells an engine that this tool built from
-    any other file.
+    The manifest is not a signature: who replaces both files is not noticed. It tells an engine that this tool built
+    from any other file.
 
     Args:
         path: folder of an engine.
@@ -201,7 +201,7 @@ def describe_engine(path: Path) -> dict[str, Any]:
     """What an engine is, for `umv2-export inspect`; it is hashed, never deserialised.
 
     Raises:
-        InputRejected: it is no engine, or its manifest is malformed.
+        InputRejected: it is not an engine, or its manifest is malformed.
         CheckFailed: the file is not the one that the manifest describes.
     """
     manifest = read_engine(path).manifest

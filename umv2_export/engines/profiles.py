@@ -152,10 +152,10 @@ def _sizes(inputs: Sequence[ValueInfo], bound: str, texts: Sequence[str]) -> dic
     for text in texts:
         name, _, shape = text.rpartition(":")
         if not name or not re.fullmatch(r"[0-9]{1,10}(x[0-9]{1,10})*", shape):
-            raise InvalidRequest(f"{option} {text!r} is no shape of an input", fix="write input_ids:1x16")
+            raise InvalidRequest(f"{option} {text!r} is not a shape of an input", fix="write input_ids:1x16")
         if name not in known:
             raise InvalidRequest(
-                f"{option} names {name!r}, which is no input of the graph", fix="inputs: " + ", ".join(known)
+                f"{option} names {name!r}, which is not an input of the graph", fix="inputs: " + ", ".join(known)
             )
         axes, dims = known[name].axes, [int(size) for size in shape.split("x")]
         if len(dims) != len(axes):

@@ -79,7 +79,7 @@ def plan_refit(engine: Path, bundle: Bundle, *, trust: bool = False, plugin_libr
         InvalidRequest: a plugin library is missing, or there is no use for it.
         InputRejected: the engine is not trusted, has its weights, or was built from another graph.
         EnvironmentUnfit: TensorRT or a GPU that can load the engine is missing.
-        Unsupported: it is no engine of TensorRT.
+        Unsupported: it is not an engine of TensorRT.
     """
     opened = require_trusted(engine, trust=trust)
     manifest = opened.manifest

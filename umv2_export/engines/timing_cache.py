@@ -96,7 +96,7 @@ def open_timing_cache(
             )
         return TimingCache(file, b"", tensorrt_version, compute_capability)
     if not file.is_file():
-        raise InputRejected("the timing cache is no file", where=file)
+        raise InputRejected("the timing cache is not a file", where=file)
     if not _record(file).is_file():
         raise InputRejected("the timing cache has no record: its content is unknown", where=_record(file), fix=_REMEDY)
     with _locked(file.parent):

@@ -90,7 +90,7 @@ class CompiledKernel:
         """`variant` with its types.
 
         Raises:
-            Malformed: it is no variant of the op.
+            Malformed: it is not a variant of the op.
         """
         return _VARIANT_FORMS[self.op].read(self.variant, "variant")
 
@@ -144,7 +144,7 @@ def read_index(folder: Path) -> list[CompiledKernel]:
         folder: with kernels.json.
 
     Raises:
-        InputRejected: it is no such folder, its index is malformed or of another version, or a file is not the one
+        InputRejected: it is not such a folder, its index is malformed or of another version, or a file is not the one
             that was built.
     """
     entries = DOCUMENT.read(folder, {"tool_version": text, "kernels": list_of(anything)})["kernels"]

@@ -168,7 +168,7 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
             f"com.microsoft::MoE computes in fp32 only on a CPU, not in {options.dtype}", fix="--moe-form standard"
         )
     if options.moe_form == "contrib" and options.inline_functions:
-        raise InvalidRequest("--moe-form contrib is no standard op", fix="--moe-form standard")
+        raise InvalidRequest("--moe-form contrib is not a standard op", fix="--moe-form standard")
     if options.cache == "static":
         _check_static(checkpoint.config, options)
     dtype = torch_dtype(options.dtype)
@@ -190,7 +190,7 @@ def _check_static(config: ModelConfig, options: ExportOptions) -> None:
     """
     if options.inline_functions:
         raise InvalidRequest(
-            "--cache static is written in com.microsoft::GroupQueryAttention, which is no standard op",
+            "--cache static is written in com.microsoft::GroupQueryAttention, which is not a standard op",
             fix="leave out --inline-functions, or --cache static",
         )
     growing = "--cache growing"

@@ -29,7 +29,7 @@ def trace(form: FoldedForm, *, opset: int) -> ir.Model:
         opset: version of the standard ops.
 
     Returns:
-        The graph with the custom ops opaque, its initializers without data; inner values have their names, but are no
+        The graph with the custom ops opaque, its initializers without data; inner values have their names, but are not
         outputs.
     """
     config, dtype = form.config, form.dtype

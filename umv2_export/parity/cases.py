@@ -35,7 +35,7 @@ class Case:
 
     @property
     def real_tokens(self) -> Array:
-        """Boolean [B, S]: positions that are no padding."""
+        """Boolean [B, S]: positions that are not padding."""
         sequence = self.step.input_ids.shape[1]
         return np.asarray(self.step.attention_mask[:, -sequence:] > 0)
 

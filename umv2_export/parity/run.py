@@ -141,7 +141,7 @@ def check_parity(
         checks = list(check_outputs(runtime.name, case, expected, plain, tolerance, config))
         if any(check.status == "fail" for check in checks):
             forced = reconsider(checks, plain, reference, runtime, case, tolerance, expected)
-            # With swapped rows the streams part where the rows do, which is no error of a layer.
+            # With swapped rows the streams part where the rows do, which is not an error of a layer.
             if forced is not None and any(check.status == "ambiguous" for check in checks):
                 expected = forced
         report.checks += checks

@@ -47,7 +47,7 @@ def parse_json(text: str) -> Any:
     """Parse one JSON value.
 
     Raises:
-        ValueError: it is no JSON, or is one of the things that Python's parser lets through: NaN and infinity, a name
+        ValueError: it is not JSON, or is one of the things that Python's parser lets through: NaN and infinity, a name
             that stands twice in an object, a number that nothing here can hold, half a surrogate pair, or lists in
             lists without end.
     """
@@ -84,7 +84,7 @@ def _real(text: str) -> float:
 
 
 def _constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON")
+    raise ValueError(f"{text} is not JSON")
 
 
 def _check_values(value: Any) -> None:

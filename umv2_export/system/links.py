@@ -1,7 +1,7 @@
 """The one policy for links: they may lead anywhere, if who reads them made them.
 
-Download caches are folders of links to blobs beside them, so a link is no fault. A link that somebody else made is one:
-it could lead to a file that its owner cannot read and the reader can.
+Download caches are folders of links to blobs beside them, so a link is not a fault. A link that somebody else made is
+one: it could lead to a file that its owner cannot read and the reader can.
 """
 
 import os
