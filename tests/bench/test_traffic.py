@@ -32,7 +32,7 @@ def planned(config: ModelConfig) -> Bundle:
     stored = {"dense": counts.dense - router, "keys": counts.keys, "map": 0, "rows": counts.rows, "router": router}
     stored["experts"] = counts.experts
     manifest = SimpleNamespace(
-        bytes={kind: 4 * count for kind, count in stored.items()}, dtype="fp32", table_dtype="fp32"
+        bytes={kind: 4 * count for kind, count in stored.items()}, dtype="fp32", table_dtype="fp32", cache="growing"
     )
     layout = TableLayout.of(config.memory, torch.float32, 2 * 10**9)
     return cast("Bundle", SimpleNamespace(config=config, manifest=manifest, layout=layout))
