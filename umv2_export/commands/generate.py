@@ -49,7 +49,13 @@ MOST_PROMPT_BYTES = 2**24
 )
 @click.option("--top-k", type=click.IntRange(1, MOST_TOKENS), help="Draw from so many of the best tokens.")
 @click.option("--top-p", type=share, metavar="SHARE", help="Draw from the best tokens that have this probability.")
-@click.option("--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True, help="The same seed draws the same tokens.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, MOST_SEED),
+    default=0,
+    show_default=True,
+    help="The same seed draws the same tokens.",
+)
 @tokenizer_option
 @click.option(
     "--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", show_default=True, help="Runtime of the bundle."
