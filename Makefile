@@ -58,7 +58,7 @@ bench: $(STAMP)
 # launches of the compiled PTX and cubin, the harness of the TensorRT plugin). Without one it ends at once.
 gpu: $(STAMP)
 	$(BIN)/python -m benchmarks.report
-	$(BIN)/python -m pytest -q -rs tests/kernels/test_triton_kernels.py tests/gpu tests/plugins
+	$(BIN)/python -m pytest -q -rs tests/kernels/test_triton_kernels.py tests/gpu tests/plugins tests/runtimes/test_device.py
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

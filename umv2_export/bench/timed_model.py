@@ -11,7 +11,9 @@ from umv2_export.bench.recording import Recording
 from umv2_export.bench.subgraph import core_subgraph
 from umv2_export.bench.traffic import Hits, Traffic, count_traffic
 from umv2_export.bundle import Bundle
-from umv2_export.interface import LOGITS
+from umv2_export.interface import LOGITS, feed
+from umv2_export.runtimes import empty_cache
+from umv2_export.runtimes.base import Array
 from umv2_export.runtimes.external_data import session_source
 from umv2_export.runtimes.static_cache import StaticCache
 
@@ -64,40 +66,29 @@ class TimedModel:
         mask = np.ones((batch, past + 1), dtype=np.int64)
         bindings, kept = [], list[StaticCache]()
         for chosen in self.sets(batch):
-            binding = self._session.io_binding()
-            binding.bind_cpu_input("input_ids", np.ascontiguousarray(self.recording.token_ids[chosen]))
-            binding.bind_cpu_input("attention_mask", mask)
+            cache = [] if self._static else [(keys[chosen], values[chosen]) for keys, values in self.recording.past]
+            bindings.append(self._bound(self.recording.token_ids[chosen], mask, cache))
             if self._static:
-                kept.append(self._static_cache(binding, batch, past + STATIC_SPARE, chosen))
-                bindings.append(binding)
-                continue
-            for i, pair in enumerate(self.recording.past):
-                for kind, cache in zip(("key", "value"), pair, strict=True):
-                    binding.bind_cpu_input(
-                        f"past_key_values.{i}.{kind}", np.ascontiguousarray(cache[chosen], self._dtype)
-                    )
-            bindings.append(binding)
+                kept.append(self._static_cache(bindings[-1], batch, past + STATIC_SPARE, chosen))
         return self._caller(bindings, kept)
 
     def prefill_call(self, length: int) -> Callable[[int], object]:
         """A prompt of one sequence, pieces of the text in turn."""
         config = self.bundle.config
-        empty = np.empty((1, config.kv_heads, 0, config.head_size), dtype=self._dtype)
         bindings, kept = [], list[StaticCache]()
         for start in np.linspace(0, len(self.recording.text) - length, INPUTS).astype(np.int64):
-            ids = np.ascontiguousarray(self.recording.text[None, start : start + length])
-            binding = self._session.io_binding()
-            binding.bind_cpu_input("input_ids", ids)
-            binding.bind_cpu_input("attention_mask", np.ones_like(ids))
+            ids = self.recording.text[None, start : start + length]
+            bindings.append(self._bound(ids, np.ones_like(ids), [] if self._static else empty_cache(config, 1)))
             if self._static:
-                kept.append(self._static_cache(binding, 1, length + STATIC_SPARE))
-                bindings.append(binding)
-                continue
-            for layer in range(config.num_layers):
-                for kind in ("key", "value"):
-                    binding.bind_cpu_input(f"past_key_values.{layer}.{kind}", empty)
-            bindings.append(binding)
+                kept.append(self._static_cache(bindings[-1], 1, length + STATIC_SPARE))
         return self._caller(bindings, kept)
+
+    def _bound(self, ids: Array, mask: Array, past: Sequence[tuple[Array, Array]]) -> Any:
+        binding = self._session.io_binding()
+        cache = [(keys.astype(self._dtype), values.astype(self._dtype)) for keys, values in past]
+        for name, array in feed(ids, mask, cache).items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        return binding
 
     def _static_cache(self, binding: Any, batch: int, length: int, chosen: slice | None = None) -> StaticCache:
         """A cache of those sequences, or an empty one, bound as input and output: each call writes the same into it."""
@@ -110,17 +101,15 @@ class TimedModel:
     def core_call(self, batch: int) -> Callable[[int], object]:
         """The core alone, on what it read in the traced text."""
         bindings = []
+        # Token ids, mask and cache count by their shapes alone.
+        one = np.ones((batch, 1), dtype=np.int64)
+        shapes: dict[str, Array] = feed(one, one, empty_cache(self.bundle.config, batch))
         for chosen in self.sets(batch):
             binding = self._session.io_binding()
-            for name in (value.name for value in self._session.get_inputs()):
-                if name.startswith("normed."):
-                    normed = self.recording.probes[name][chosen, None].astype(self._dtype)
-                    binding.bind_cpu_input(name, np.ascontiguousarray(normed))
-                elif name.startswith("past_key_values."):
-                    shape = (batch, self.bundle.config.kv_heads, 0, self.bundle.config.head_size)
-                    binding.bind_cpu_input(name, np.empty(shape, dtype=self._dtype))
-                else:  # token ids or mask: of their shape alone
-                    binding.bind_cpu_input(name, np.ones((batch, 1), dtype=np.int64))
+            for value in self._session.get_inputs():
+                array = shapes[value.name] if value.name in shapes else self.recording.probes[value.name][chosen, None]
+                array = array if array.dtype == np.int64 else array.astype(self._dtype)
+                binding.bind_cpu_input(value.name, np.ascontiguousarray(array))
             bindings.append(binding)
         return self._caller(bindings)
 

@@ -1,6 +1,5 @@
 """Alternating timing: contenders take turns, so that a machine whose speed drifts slows all of them."""
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,10 @@ __all__ = ["Timing", "time_in_turns"]
 
 # ONNX Runtime's threads spin for a while after a run; a peer with threads of its own would share two cores with them.
 PAUSE_SECONDS = 0.003
+
+# Calls by which a contender is ahead of the one before it: a third of the inputs of `bench-op`, and a multiple of those
+# of a decode step, whose contenders have tables of their own.
+AHEAD = 21
 
 
 @dataclass(frozen=True)
@@ -33,21 +36,20 @@ class Timing:
 
 
 def time_in_turns(contenders: Sequence[Callable[[int], object]], *, rounds: int, warmup: int = 3) -> list[Timing]:
-    """Call each contender once a round; the argument is another one in each call, so that inputs can change.
+    """Call each contender once a round, with another argument than the others of the round, so that inputs can change.
 
     With the same rows for all, the first contender reads them from memory and the others from the cache that it left:
     the lookup of one token took 32 us as the first of three, and 24 us as the third.
     """
     times: list[list[float]] = [[] for _ in contenders]
-    calls = itertools.count()
     for number in range(warmup + rounds):
-        for contender, seconds in zip(contenders, times, strict=True):
+        for place, (contender, seconds) in enumerate(zip(contenders, times, strict=True)):
+            call = 2 * number + AHEAD * place
             time.sleep(PAUSE_SECONDS)
             # The second of two calls is timed: the first finds threads asleep and caches full of the other's data.
-            contender(next(calls))
-            argument = next(calls)
+            contender(call)
             started = time.perf_counter()
-            contender(argument)
+            contender(call + 1)
             if number >= warmup:
                 seconds.append(time.perf_counter() - started)
     return [Timing.of(seconds) for seconds in times]

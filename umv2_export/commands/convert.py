@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from umv2_export.commands.native_checkpoint import write_native
+from umv2_export.commands.checkpoint_output import write_checkpoint
 from umv2_export.commands.options import checkpoint_options, json_option, output_options, tokenizer_option
 from umv2_export.commands.parameter_types import FOLDER
 from umv2_export.commands.refusals import RETRIEVAL_FLAGS, refuse_flags_of_absent_parts
@@ -29,7 +29,7 @@ def convert(official: Path, output: Path, force: bool, dry_run: bool, as_json: b
 
     checkpoint = open_source(official, output, force=force, **source)
     refuse_flags_of_absent_parts(checkpoint.config, RETRIEVAL_FLAGS, where=checkpoint.path)
-    write_native(
+    write_checkpoint(
         checkpoint.config,
         checkpoint_streams(checkpoint),
         output,

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from umv2_export.commands.native_checkpoint import write_native
+from umv2_export.commands.checkpoint_output import write_checkpoint
 from umv2_export.commands.options import json_option, output_options
 from umv2_export.commands.parameter_types import MOST_SEED
 from umv2_export.commands.refusals import refuse_flags
@@ -45,4 +45,4 @@ def init(preset: str, output: Path, seed: int, scheme: Any, force: bool, dry_run
     if config.memory.layers == 0 and scheme == "released":
         refuse_flags(["scheme"], "the preset has no tables")
     streams = random_tensors(config, seed=seed, scheme=scheme)
-    write_native(config, streams, output, [], force=force, dry_run=dry_run, as_json=as_json)
+    write_checkpoint(config, streams, output, [], force=force, dry_run=dry_run, as_json=as_json)

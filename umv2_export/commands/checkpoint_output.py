@@ -1,4 +1,4 @@
-"""What `convert` and `init` have in common: they write a native checkpoint."""
+"""What `convert` and `init` have in common: they write a checkpoint in our own format."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from umv2_export.checkpoint.own_format import TensorStream
     from umv2_export.config import ModelConfig
 
-__all__ = ["write_native"]
+__all__ = ["write_checkpoint"]
 
 
-def write_native(
+def write_checkpoint(
     config: "ModelConfig",
     streams: "Sequence[TensorStream]",
     output: Path,
