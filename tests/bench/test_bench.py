@@ -132,7 +132,7 @@ def test_each_model_runs_in_the_fastest_runtime_that_it_supports_unless_told_oth
     ("arguments", "code", "message"),
     [
         (("--batch", "0"), 2, "a size that is not from 1 to 1048576"),
-        (("--batch", "x"), 2, "no list"),
+        (("--batch", "x"), 2, "not a list"),
         (("--text", "short"), 2, "pass a longer --text"),
         (("--baseline", "nowhere"), 3, "manifest.json is missing"),
         (("--baseline-runtime", "onnxruntime"), 2, "without a baseline"),
