@@ -70,6 +70,7 @@ def test_a_seed_repeats_its_draws_and_rows_draw_apart() -> None:
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0)], ids=str)
-def test_nan_is_refused(sampling: Sampling) -> None:
-    with pytest.raises(InputRejected, match="NaN"):
-        Sampler(sampling, 0).choose(np.array([0.0, np.nan], dtype=np.float32))
+@pytest.mark.parametrize(("logit", "word"), [(np.nan, "NaN"), (np.inf, "infinite")])
+def test_nan_and_infinity_are_refused(sampling: Sampling, logit: float, word: str) -> None:
+    with pytest.raises(InputRejected, match=word):
+        Sampler(sampling, 0).choose(np.array([0.0, logit], dtype=np.float32))

@@ -49,10 +49,12 @@ class Sampler:
             logits: [vocab_size].
 
         Raises:
-            InputRejected: they are not numbers.
+            InputRejected: they are NaN, or the best is infinite.
         """
-        if np.isnan(logits).any():
-            raise InputRejected("the model computes NaN logits", fix="umv2-export parity --layerwise shows where")
+        best = logits.max()
+        if not np.isfinite(best):
+            kind = "NaN" if np.isnan(best) else "infinite"
+            raise InputRejected(f"the model computes {kind} logits", fix="umv2-export parity --layerwise shows where")
         if not self._sampling.temperature:
             return int(logits.argmax())
         probabilities = self.probabilities(logits)
